@@ -1,0 +1,1 @@
+"""Measurements: one module a figure, results as JSON with their provenance."""

@@ -1,0 +1,50 @@
+"""The ``gearshift`` command: one file a subcommand, each thin: parse, call, print.
+
+Nothing here imports torch or transformers until a command runs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+import gearshift
+from gearshift.cli import bench, convert, demo, distill, evaluate, export, generate, info, search, thin
+from gearshift.cli.report import reporting_errors
+
+app = typer.Typer(
+    name="gearshift",
+    help="One checkpoint, many speeds: turn a pretrained Transformer into a supernet and pick its speed.",
+    no_args_is_help=True,
+    add_completion=False,
+    # An unexpected exception is a bug, and a plain traceback is the best report of it.
+    pretty_exceptions_enable=False,
+)
+
+for _command in (demo, convert, distill, evaluate, bench, search, generate, export, thin, info):
+    _name = _command.__name__.rpartition(".")[2]
+    app.command(_name)(reporting_errors(_command.run, kept=_command.KEPT))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gearshift {gearshift.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    # Transformers draws a bar for every model it loads; the commands show progress where it says something.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    app()

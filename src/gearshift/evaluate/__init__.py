@@ -1,0 +1,1 @@
+"""Quality of placements: held-out loss, divergence from the teacher, and recall tasks."""

@@ -1,0 +1,1 @@
+"""The delta rules and their helpers: a naive twin beside each fast backend."""

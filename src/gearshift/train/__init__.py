@@ -1,0 +1,1 @@
+"""Distillation of a frozen teacher into the mixers of a supernet."""

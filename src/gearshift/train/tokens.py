@@ -1,0 +1,58 @@
+"""From text files to token streams with the tokenizer of a supernet directory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from gearshift.errors import GearshiftError
+from gearshift.train.data import PackedTokens, read_documents
+
+Encode = Callable[[str], Sequence[int]]
+
+
+class TokenizerError(GearshiftError):
+    """A directory's tokenizer is missing or does not fit."""
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that a supernet directory took over from its teacher.
+
+    Raises:
+        TokenizerError: there is none, or it has no end-of-text token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise TokenizerError(f"{directory} holds no tokenizer ({error}); copy the teacher's there") from None
+    if tokenizer.eos_token_id is None:
+        raise TokenizerError(
+            f"the tokenizer in {directory} has no eos_token; name one in tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
+    """A function from a text to its tokens, without special tokens and without a warning for a long text."""
+    return lambda text: tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # pyright: ignore[reportReturnType]
+
+
+def pack_files(paths: Iterable[Path], tokenizer: PreTrainedTokenizerBase) -> PackedTokens:
+    """Every document of the files or folders as one stream, an end token after each.
+
+    Raises:
+        DataError: a path is missing or of an unknown kind.
+    """
+    documents = (text for path in paths for text in read_documents(path))
+    end_token = tokenizer.eos_token_id
+    assert isinstance(end_token, int)
+    return PackedTokens.from_documents(documents, encoder(tokenizer), end_token)
+
+
+def tokens_digest(tokens: PackedTokens) -> str:
+    """Twelve hexadecimal digits that name a token stream."""
+    return hashlib.sha256(np.ascontiguousarray(tokens.tokens).tobytes()).hexdigest()[:12]
