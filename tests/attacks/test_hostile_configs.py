@@ -104,8 +104,8 @@ def test_sizes_that_no_model_has(change: dict[str, Any], teacher: Path, supernet
         config = json.loads((directory / "config.json").read_text())
         (directory / "config.json").write_text(json.dumps(config | change))
     refused(lambda: convert_teacher(teacher, tmp_path / "out"))
-    if change.keys() & {"num_attention_heads", "max_position_embeddings"}:
-        return  # a supernet's mixers have their own heads, and a long context costs nothing
+    if "num_attention_heads" in change:
+        return  # a supernet's mixers have their own heads
     refused(lambda: load_supernet(supernet))
 
 

@@ -123,3 +123,15 @@ def test_every_place_of_the_stream_can_start_a_window():
 def test_a_stream_shorter_than_a_window_is_refused():
     with pytest.raises(DataError, match="5 tokens, fewer than one sequence of 6"):
         PackedTokens(np.arange(5)).batch(0, 0, 1, 6, seed=0)
+
+
+def test_windows_are_spread_evenly_and_do_not_overlap():
+    stream = PackedTokens(np.arange(1000, dtype=np.int32))
+    windows = stream.spread_windows(7, 100)
+    assert (np.diff(windows, axis=1) == 1).all()
+    assert windows[0, 0] == 0
+    assert windows[-1, -1] == 999
+    assert (windows[1:, 0] > windows[:-1, -1]).all()
+    assert stream.spread_windows(50, 100).shape == (10, 100)
+    with pytest.raises(DataError, match="no window of 2000 tokens fits: the text has 1000 tokens"):
+        stream.spread_windows(1, 2000)

@@ -11,7 +11,19 @@ from typing import Annotated
 import typer
 
 import gearshift
-from gearshift.cli import bench, convert, demo, distill, evaluate, export, generate, info, search, thin
+from gearshift.cli import (
+    bench,
+    calibrate,
+    convert,
+    demo,
+    distill,
+    evaluate,
+    export,
+    generate,
+    info,
+    search,
+    thin,
+)
 from gearshift.cli.report import reporting_errors
 
 app = typer.Typer(
@@ -23,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _command in (demo, convert, distill, evaluate, bench, search, generate, export, thin, info):
+for _command in (demo, convert, calibrate, distill, evaluate, bench, search, generate, export, thin, info):
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name)(reporting_errors(_command.run, kept=_command.KEPT))
 

@@ -38,7 +38,7 @@ def run(
 ) -> None:
     """Bring every mixer near to the teacher's attention of its layer, with a little text."""
     from gearshift.cli.tables import say_written
-    from gearshift.convert.calibrate import CalibrationSettings, calibrate
+    from gearshift.train.calibrate import CalibrationSettings, calibrate
 
     settings = CalibrationSettings(
         tokens=tokens,

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from gearshift.evaluate.recall import RecallExample, encode_example, read_examples
-from gearshift.train.data import DataError, PackedTokens
 from gearshift.train.tokens import encoder, pack_files
 
 
@@ -75,26 +74,10 @@ def read_held_out(
         DataError: the text is missing, of an unknown kind or shorter than one window.
         FileFormatError: the recall examples are missing or damaged.
     """
-    windows = spread_windows(pack_files([data], tokenizer), tokens // sequence_length, sequence_length)
+    windows = pack_files([data], tokenizer).spread_windows(tokens // sequence_length, sequence_length)
     examples = [] if recall is None else [_encode(tokenizer, example) for example in read_examples(recall)]
     examples.sort(key=lambda example: len(example.tokens))
     return HeldOut(f"{data.name}:{_digest(windows, examples)}", windows, tuple(examples))
-
-
-def spread_windows(tokens: PackedTokens, count: int, length: int) -> npt.NDArray[np.int64]:
-    """Cut up to ``count`` windows that do not overlap, evenly spread over the stream.
-
-    Raises:
-        DataError: the stream is shorter than one window, or no window is asked for.
-    """
-    count = min(count, len(tokens) // length)
-    if count < 1:
-        raise DataError(
-            f"no window of {length} tokens fits: the held-out text has {len(tokens)} tokens; "
-            "give more text or more tokens, or a shorter sequence_length"
-        )
-    starts = np.linspace(0, len(tokens) - length, count).astype(np.int64)
-    return np.stack([tokens.tokens[start : start + length] for start in starts]).astype(np.int64)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, example: RecallExample) -> EncodedExample:

@@ -107,7 +107,7 @@ class SupernetConfig(PreTrainedConfig):
                     f"the supernet's config has no {key!r}; expected it in config.json: "
                     "convert the teacher again, or restore the file"
                 )
-        for key in _SIZES:
+        for key in (*_SIZES, "max_position_embeddings"):
             check_number(key, getattr(self, key), int)
         check_number("rms_norm_eps", self.rms_norm_eps, float)
         self._check_ffns()

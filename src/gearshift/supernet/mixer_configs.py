@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -14,6 +13,8 @@ from gearshift.errors import GearshiftError
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 GATE_ACTIVATIONS = ("silu", "sigmoid")
 CONV_ACTIVATIONS = ("silu", "none")
+# Numbers beyond these are damage: torch cannot count products of such sizes, nor hold such a float32.
+LARGEST = {int: 2**31 - 1, float: 3e38}
 
 
 class ConfigError(GearshiftError, ValueError):
@@ -158,12 +159,14 @@ def check_known(where: str, given: dict[Any, Any], known: Sequence[str]) -> None
 
 
 def check_number(name: str, value: object, kind: type[int] | type[float]) -> None:
-    """Refuse all but a positive, finite number of this kind.
+    """Refuse all but a positive number of this kind that some model could have.
 
     Raises:
         ConfigError: ``value`` is no such number.
     """
-    fits = isinstance(value, int | float) and isinstance(value, int | kind) and 0 < value < math.inf
+    if isinstance(value, int | float) and value > LARGEST[kind]:
+        raise ConfigError(f"{name} is far too large; expected at most {LARGEST[kind]:,}")
+    fits = isinstance(value, int | float) and isinstance(value, int | kind) and value > 0
     if not fits or isinstance(value, bool):
         raise ConfigError(f"{name} is {value!r}; expected a positive {kind.__name__}")
 

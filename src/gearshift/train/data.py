@@ -153,3 +153,18 @@ class PackedTokens:
             )
         starts = np.random.default_rng([seed, step, micro_batch]).integers(0, places, size=batch_size)
         return np.stack([self.tokens[start : start + sequence_length] for start in starts]).astype(np.int64)
+
+    def spread_windows(self, count: int, length: int) -> npt.NDArray[np.int64]:
+        """Cut up to ``count`` windows that do not overlap, evenly spread, shape (windows, length).
+
+        Raises:
+            DataError: the stream is shorter than one window, or no window is asked for.
+        """
+        count = min(count, len(self.tokens) // length)
+        if count < 1:
+            raise DataError(
+                f"no window of {length} tokens fits: the text has {len(self.tokens)} tokens; "
+                "give more text or more tokens, or a shorter sequence_length"
+            )
+        starts = np.linspace(0, len(self.tokens) - length, count).astype(np.int64)
+        return np.stack([self.tokens[start : start + length] for start in starts]).astype(np.int64)

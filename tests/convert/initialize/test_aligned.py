@@ -36,7 +36,8 @@ each_bias = pytest.mark.parametrize("biases", [(), BIASES, ("k_proj",)], ids=["n
 
 
 def time_scales(heads: int) -> torch.Tensor:
-    return torch.logspace(*(math.log10(scale) for scale in TIME_SCALES), heads)
+    fastest, slowest = TIME_SCALES
+    return torch.logspace(math.log10(fastest), math.log10(slowest), heads)
 
 
 @torch.no_grad()
@@ -244,8 +245,8 @@ def test_gradients_reach_every_parameter(name: str):
         # Behind an outer projection of zero the inner one wakes with the second step.
         assert asleep <= {"f_a_proj.weight", "g_a_proj.weight"}
         with torch.no_grad():
-            for parameter in mixer.parameters():
-                parameter -= 0.01 * parameter.grad
+            for key, parameter in mixer.named_parameters():
+                parameter -= 0.01 * gradients[key]
     assert not asleep
 
 

@@ -30,8 +30,8 @@ def test_a_choice_changes_its_tensors_only(name: str, choice: str):
     after = start(dataclasses.replace(Aligned(), **{choice: value}), name, SIZES, attention)
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     changed = {key[2:] if "conv1d" in key and key[1] == "_" else key for key in changed}
-    # Heads' output sizes move with their values; the gate is a field of the config; random numbers drawn for the
-    # convolution come before those of the low-rank gates.
+    # Heads' output sizes move with their values; the gate is a field of the config; random numbers drawn
+    # for the convolution come before those of the low-rank gates.
     allowed = expected | ({"o_proj.weight", "conv1d.weight", "conv1d.bias"} if choice == "pairing" else set())
     allowed |= {"f_a_proj.weight", "g_a_proj.weight"} if choice == "convolution" else set()
     assert changed <= allowed

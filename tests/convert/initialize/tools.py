@@ -48,7 +48,8 @@ def attention_of(sizes: Sizes, biases: tuple[str, ...] = (), qk_norm: bool = Fal
     rows = {"q_proj": q, "k_proj": kv, "v_proj": kv, "o_proj": HIDDEN}
     columns = {**dict.fromkeys(BIASES, HIDDEN), "o_proj": q}
     return TeacherAttention(
-        *(normal(rows[name], columns[name]) for name in rows),
+        # A list: a generator would be read only after the other arguments, and biases would move the weights.
+        *[normal(rows[name], columns[name]) for name in rows],
         norm=0.5 + torch.rand(HIDDEN, generator=generator),
         head_dim=sizes.head_dim,
         biases={name: 5 * normal(rows[name]) for name in biases},

@@ -147,7 +147,8 @@ def test_transformers_defaults_are_filled_in():
 
 
 def test_an_unknown_family_is_told_what_there_is():
-    said = f"'rwkv'; supported: {', '.join(FAMILIES)}. To add a family: one file .*teacher_contract"
+    supported = f"supported: {', '.join(FAMILIES)}, and Super Apriel's apriel2"
+    said = f"'rwkv'; {supported}. To add a family: one file .*teacher_contract"
     with pytest.raises(ConversionError, match=said):
         read_teacher({"model_type": "rwkv"}, "x")
     with pytest.raises(ConversionError, match="model_type None; supported: llama"):

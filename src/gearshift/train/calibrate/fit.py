@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gearshift.convert.calibrate.decay import set_time_scales
-from gearshift.convert.calibrate.ridge import TOKENS_PER_INPUT, fit_output_projection, output_projection
-from gearshift.convert.calibrate.settings import DECAY, RIDGE, STEPS, CalibrationSettings
-from gearshift.convert.calibrate.steps import Batch, StepSchedule, take_steps
-from gearshift.convert.calibrate.walk import Observed
-from gearshift.convert.calibrate.windows import Windows
 from gearshift.supernet.mixers import Mixer
+from gearshift.train.calibrate.decay import set_time_scales
+from gearshift.train.calibrate.ridge import TOKENS_PER_INPUT, fit_output_projection, output_projection
+from gearshift.train.calibrate.settings import DECAY, RIDGE, STEPS, CalibrationSettings
+from gearshift.train.calibrate.steps import Batch, StepSchedule, take_steps
+from gearshift.train.calibrate.walk import Observed
+from gearshift.train.calibrate.windows import Windows
 from gearshift.train.device import precision
 from gearshift.train.losses import activation_matching
 

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gearshift._checks import check_keys
-from gearshift.convert.calibrate.settings import CalibrationError, CalibrationSettings
 from gearshift.errors import OutputExistsError
 from gearshift.files import atomic_directory, atomic_file, read_json, write_json
+from gearshift.train.calibrate.settings import CalibrationError, CalibrationSettings
 
 FORMAT = "gearshift-calibration-1"
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gearshift.convert.calibrate.settings import CalibrationError
 from gearshift.files import atomic_file
 from gearshift.supernet.tensor_files import as_bytes
+from gearshift.train.calibrate.settings import CalibrationError
 
 
 def write_activations(batches: Iterable[tuple[Tensor, ...]], paths: tuple[Path, ...]) -> None:

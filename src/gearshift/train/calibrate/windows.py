@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from gearshift.convert.calibrate.settings import CalibrationError, CalibrationSettings
-from gearshift.evaluate.held_out import spread_windows
+from gearshift.train.calibrate.settings import CalibrationError, CalibrationSettings
 from gearshift.train.data import DataError
 from gearshift.train.tokens import pack_files
 
@@ -64,7 +63,7 @@ def read_windows(data: Path, tokenizer: PreTrainedTokenizerBase, settings: Calib
             f"{data} has {len(stream)} tokens; expected at least two sequences of {length}: "
             "give more text, or a shorter sequence_length"
         )
-    return split_windows(spread_windows(stream, settings.tokens // length, length))
+    return split_windows(stream.spread_windows(settings.tokens // length, length))
 
 
 def split_windows(tokens_NT: npt.NDArray[np.int64]) -> Windows:

@@ -12,16 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gearshift.convert.calibrate.activations import map_activations, write_activations
-from gearshift.convert.calibrate.attention_statistics import AttentionDistances
-from gearshift.convert.calibrate.layers import embed, plain_context, read_teacher_layer
-from gearshift.convert.calibrate.steps import Batch
-from gearshift.convert.calibrate.windows import Windows
 from gearshift.placement import FULL_ATTENTION
 from gearshift.supernet import SequenceContext, SupernetConfig
 from gearshift.supernet.mixers.full_attention import FullAttention
 from gearshift.supernet.modeling import SupernetLayer
 from gearshift.supernet.tensor_files import TORCH_DTYPES, TensorFiles
+from gearshift.train.calibrate.activations import map_activations, write_activations
+from gearshift.train.calibrate.attention_statistics import AttentionDistances
+from gearshift.train.calibrate.layers import embed, plain_context, read_teacher_layer
+from gearshift.train.calibrate.steps import Batch
+from gearshift.train.calibrate.windows import Windows
 from gearshift.train.device import precision
 
 # Tokens of a batch of the walk.

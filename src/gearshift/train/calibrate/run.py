@@ -9,12 +9,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gearshift.convert.calibrate.directory import CalibrationDirectory, Record, Row
-from gearshift.convert.calibrate.fit import Fitted, Material, fit_mixer
-from gearshift.convert.calibrate.layers import mixer_prefix, read_mixer, trained_mixers
-from gearshift.convert.calibrate.settings import CalibrationError, CalibrationSettings
-from gearshift.convert.calibrate.walk import TeacherWalk
-from gearshift.convert.calibrate.windows import Windows, read_windows
 from gearshift.convert.plan import Plan, PlannedTensor, Step, run_plan, working_memory
 from gearshift.convert.source import Source, open_source
 from gearshift.placement import short_name
@@ -25,6 +19,12 @@ from gearshift.supernet import checkpoint_digest
 from gearshift.supernet.checkpoint import expected_shapes
 from gearshift.supernet.config import SupernetConfig
 from gearshift.supernet.tensor_files import TORCH_DTYPES
+from gearshift.train.calibrate.directory import CalibrationDirectory, Record, Row
+from gearshift.train.calibrate.fit import Fitted, Material, fit_mixer
+from gearshift.train.calibrate.layers import mixer_prefix, read_mixer, trained_mixers
+from gearshift.train.calibrate.settings import CalibrationError, CalibrationSettings
+from gearshift.train.calibrate.walk import TeacherWalk
+from gearshift.train.calibrate.windows import Windows, read_windows
 from gearshift.train.data import PackedTokens
 from gearshift.train.device import choose_device
 from gearshift.train.tokens import load_tokenizer, tokens_digest

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from gearshift.convert.calibrate.settings import CalibrationSettings
 from gearshift.supernet import SequenceContext
 from gearshift.supernet.mixers import Mixer
+from gearshift.train.calibrate.settings import CalibrationSettings
 from gearshift.train.losses import activation_matching
 from gearshift.train.schedule import learning_rate
 
