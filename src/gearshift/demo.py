@@ -6,7 +6,6 @@ library's source, read at run time, and generated recall tasks. Finished steps o
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -18,11 +17,10 @@ from pathlib import Path
 from gearshift.errors import GearshiftError
 from gearshift.evaluate.recall import TASKS, make_examples, make_training_text, write_examples
 from gearshift.evaluate.table import Row
-from gearshift.files import atomic_file
 from gearshift.find_presets import Found, find_presets, with_measurements, write_found
 from gearshift.placement import FULL_ATTENTION, Placement, PlacementSpace, short_name
 from gearshift.presets import Preset
-from gearshift.train.data import is_held_out, python_sources, standard_library_root
+from gearshift.train.data import is_held_out, python_sources, standard_library_root, write_documents
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEACHER = REPOSITORY / "teachers" / "python-11m"
@@ -176,14 +174,9 @@ def write_texts(files: DemoFiles) -> None:
         for task in TASKS
         for _ in range(RECALL_TEXTS_PER_TASK)
     ]
-    _write_documents(files.train, rng.sample(train, min(TRAINING_DOCUMENTS, len(train))) + recall)
-    _write_documents(files.held_out, held_out)
+    write_documents(files.train, rng.sample(train, min(TRAINING_DOCUMENTS, len(train))) + recall)
+    write_documents(files.held_out, held_out)
     write_examples(files.recall, make_examples(RECALL_EXAMPLES, SEED + 1, RECALL_LENGTHS))
-
-
-def _write_documents(path: Path, texts: Sequence[str]) -> None:
-    with atomic_file(path) as partial:
-        partial.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
 
 
 def _convert(teacher: Path, files: DemoFiles) -> None:

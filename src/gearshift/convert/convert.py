@@ -40,7 +40,7 @@ def convert_teacher(
     *,
     mixers: Sequence[str] | None = None,
     window: int | None = None,
-    init: str | None = None,
+    init: str | Initializer | None = None,
     seed: int = 0,
     extra: bool = True,
     overwrite: bool = False,
@@ -55,7 +55,8 @@ def convert_teacher(
             four of ``MIXERS``. Of a Super Apriel checkpoint, the mixers to keep; by default all.
         window: tokens a sliding window sees; by default 4096, or an eighth of a shorter context. Neither
             this nor ``init`` is for a Super Apriel checkpoint, in which nothing is made anew.
-        init: the recipe for what is not copied, of ``INITIALIZERS``; ``aligned`` by default.
+        init: the recipe for what is not copied: a name of ``INITIALIZERS``, ``aligned`` by default, or an
+            initialiser of your own.
         seed: of the few random weights.
         extra: carry along tensors that no text needs, such as a vision tower.
         overwrite: replace what is at ``out``.
@@ -90,7 +91,7 @@ def plan_conversion(
     *,
     mixers: Sequence[str] | None = None,
     window: int | None = None,
-    init: str | None = None,
+    init: str | Initializer | None = None,
     seed: int = 0,
     extra: bool = True,
 ) -> Plan:
@@ -104,9 +105,7 @@ def plan_conversion(
         CheckpointError: its files are missing or damaged.
     """
     directory = Path(teacher)
-    recipe = DEFAULT_INITIALIZER if init is None else init
-    if recipe not in INITIALIZERS:
-        raise ConversionError(f"init is {init!r}; expected {' or '.join(INITIALIZERS)}")
+    initializer = _initializer(DEFAULT_INITIALIZER if init is None else init)
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"no teacher at {directory}: there is no config.json; give a model's directory")
     path = file_inside(directory, "config.json")
@@ -117,17 +116,25 @@ def plan_conversion(
         _refuse_recipe(path, window=window, init=init)
         return plan_import(path, infos, texts, mixers=mixers, extra=extra)
     known = read_teacher(fields, str(path), infos)
-    config = supernet_config(known, mixers or MIXERS, window, INITIALIZERS[recipe])
+    config = supernet_config(known, mixers or MIXERS, window, initializer)
     used = _check_tensors(directory, known, infos)
     config.dtype = TORCH_DTYPES[infos[used[0]].dtype]
     return Plan(
         config=config,
-        steps=tuple(_steps(known, config, infos, INITIALIZERS[recipe], seed)),
+        steps=tuple(_steps(known, config, infos, initializer, seed)),
         source=directory,
         companions=tuple(companions(directory)),
         texts=texts,
         extra=_copies("", {name: name for name in known.extra_tensors(infos) if extra}, infos).tensors,
     )
+
+
+def _initializer(init: str | Initializer) -> Initializer:
+    if not isinstance(init, str):
+        return init
+    if init not in INITIALIZERS:
+        raise ConversionError(f"init is {init!r}; expected {' or '.join(INITIALIZERS)}")
+    return INITIALIZERS[init]
 
 
 def _refuse_recipe(path: Path, **options: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import sysconfig
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gearshift.errors import GearshiftError
-from gearshift.files import read_json_lines
+from gearshift.files import atomic_file, read_json_lines
 
 LARGEST_SOURCE_BYTES = 300_000
 HELD_OUT_ONE_IN = 50
@@ -103,6 +104,12 @@ def read_documents(path: Path) -> Iterator[str]:
         yield path.read_text(encoding="utf-8")
     else:
         raise DataError(f"{path} is of an unknown kind; give {_KINDS}")
+
+
+def write_documents(path: Path, texts: Iterable[str]) -> None:
+    """Write documents as JSON lines for `read_documents`; the file appears whole or not at all."""
+    with atomic_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
 
 
 def _json_documents(path: Path) -> Iterator[str]:

@@ -57,7 +57,7 @@ class DistillRecipe(BaseModel):
     batch_size: int = Field(default=8, gt=0, description="sequences in a micro-batch")
     sequence_length: int = Field(default=256, gt=1, description="tokens in a sequence")
     micro_batches: int = Field(
-        1, gt=0, description="micro-batches in a step, each with placements of its own"
+        default=1, gt=0, description="micro-batches in a step, each with placements of its own"
     )
     placements_per_batch: int = Field(
         default=1, gt=0, description="student placements that share one teacher pass"
