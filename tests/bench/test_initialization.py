@@ -15,23 +15,23 @@ from gearshift.bench.initialization import (
     ABLATION,
     BEST,
     BIASED,
-    PIECES,
     PUBLISHED,
     Bench,
+    Job,
     Sizes,
     make_biased_teacher,
-    write_rows,
+    run_jobs,
+    write_texts,
 )
 from gearshift.convert.initialize import Aligned
 from gearshift.train.calibrate import PARTS, CalibrationSettings
-from gearshift.train.data import write_documents
+from gearshift.train.data import read_documents, write_documents
 
 TINY = Sizes(
     calibration=CalibrationSettings(tokens=400, sequence_length=16, steps=3),
     ablation_tokens=64,
     published_tokens=128,
     shares=(0.5,),
-    seeds=2,
     batch_size=2,
     sequence_length=16,
     held_out_tokens=64,
@@ -40,12 +40,12 @@ TINY = Sizes(
 
 
 @pytest.fixture
-def bench(teacher_directory: Path, tmp_path: Path) -> Bench:
-    """A bench with its texts already there."""
+def job(teacher_directory: Path, tmp_path: Path) -> Job:
+    """A line with its texts already there."""
     text = [f"def f{n}(x):\n    return x + {n}\n" for n in range(40)]
     write_documents(tmp_path / "work" / "train.jsonl", text)
     write_documents(tmp_path / "work" / "held_out.jsonl", text[::-1])
-    return Bench(teacher_directory, tmp_path / "work", TINY)
+    return Job(teacher_directory, tmp_path / "work", TINY)
 
 
 def test_each_line_takes_one_idea_out():
@@ -64,41 +64,46 @@ def test_each_line_takes_one_idea_out():
     assert PUBLISHED in ABLATION and not PUBLISHED.parts
 
 
-def test_every_piece_gives_its_rows_and_none_is_done_twice(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    lines = [BEST, PUBLISHED]
-    write_rows(bench, lines, list(PIECES), tmp_path / "rows.json")
-    written = json.loads((tmp_path / "rows.json").read_text())
-    rows = written["rows"]
-    assert [(row["piece"], row["line"]) for row in rows] == [
-        ("start", "aligned"),
-        ("start", "modulo"),
-        ("calibrated", "aligned"),
-        ("distilled", "aligned"),
-        ("distilled", "modulo"),
-        *[("fewer_tokens", "modulo"), ("fewer_tokens", "aligned")] * 2,
-    ]
-    assert written["sizes"]["published_tokens"] == 128 and "commit" in written["provenance"]
-    assert len({row["fa"] for row in rows}) == 1  # the teacher stays the teacher
-    assert rows[0]["gdn"] == pytest.approx(rows[0]["kda"], rel=1e-3)  # aligned delta rules start alike
-    assert rows[1]["gdn"] != rows[0]["gdn"]
-    calibrated = rows[2]
-    closed = (rows[0]["gdn"] - calibrated["gdn"]) / (rows[0]["gdn"] - rows[0]["fa"])
-    assert calibrated["gdn_closed"] == pytest.approx(closed)
-    assert [row["tokens"] for row in rows[5:]] == [128, 64] * 2
-    assert [row["seed"] for row in rows[5:]] == [0, 0, 1, 1]
-    assert rows[5]["gdn"] != rows[7]["gdn"]  # seeds differ
-    for published, ours in (rows[5:7], rows[7:9]):
+def test_every_piece_gives_its_row_and_none_is_done_twice(job: Job, monkeypatch: pytest.MonkeyPatch):
+    jobs = [replace(job, variant=BEST), replace(job, variant=PUBLISHED), job, replace(job, seed=1)]
+    aligned, modulo, first, second = (one.run() for one in jobs)
+    assert [row["stage"] for row in aligned] == ["start", "calibrated", "distilled"]
+    assert [row["stage"] for row in modulo] == ["start", "distilled"]
+    assert len({row["fa"] for rows in (aligned, modulo, first, second) for row in rows}) == 1  # the teacher
+    assert aligned[0]["gdn"] == pytest.approx(aligned[0]["kda"], rel=1e-3)  # delta rules start alike
+    assert modulo[0]["gdn"] != aligned[0]["gdn"]
+    before, after = aligned[:2]
+    assert after["gdn_closed"] == pytest.approx(
+        (before["gdn"] - after["gdn"]) / (before["gdn"] - before["fa"])
+    )
+    for published, ours in (first, second):
+        assert (published["line"], published["tokens"], ours["line"], ours["tokens"]) == (
+            "modulo",
+            128,
+            "aligned",
+            64,
+        )
         assert ours["reached"] == (ours["gdn"] <= published["gdn"] and ours["kda"] <= published["kda"])
+    assert first[0]["gdn"] != second[0]["gdn"]  # seeds differ
     for what in (
         "bench.initialization.convert_teacher",
         "train.calibrate.run.fit_mixer",
         "train.distill.Trainer",
     ):
         monkeypatch.setattr(f"gearshift.{what}", None)
-    write_rows(bench, lines, list(PIECES), tmp_path / "again.json")
-    assert json.loads((tmp_path / "again.json").read_text())["rows"] == rows
+    assert [one.run() for one in jobs] == [aligned, modulo, first, second]
+
+
+def test_workers_write_one_file(job: Job, tmp_path: Path):
+    jobs = [replace(job, variant=variant, stages=("start",)) for variant in (BEST, PUBLISHED)]
+    run_jobs(jobs, 2, tmp_path / "rows.json")
+    written = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["line"], row["stage"]) for row in written["rows"]] == [
+        ("aligned", "start"),
+        ("modulo", "start"),
+    ]
+    assert written["sizes"]["published_tokens"] == 128
+    assert "commit" in written["provenance"]
 
 
 def test_the_teacher_with_biases_differs_in_biases_only(teacher_directory: Path, tmp_path: Path):
@@ -111,6 +116,13 @@ def test_the_teacher_with_biases_differs_in_biases_only(teacher_directory: Path,
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "biased", local_files_only=True)
     assert type(model).__name__ == "Qwen2ForCausalLM"
     biased = replace(BEST, name="b", biased=True)
-    bench = Bench(teacher_directory, tmp_path / "work", TINY)
+    bench = Bench(teacher_directory, tmp_path, tmp_path / "work", TINY)
     names = load_file(bench.start(biased) / "model.safetensors")
     assert "model.layers.0.mixers.gated_delta_net.conv1d.bias" in names
+
+
+def test_text_to_judge_by_is_never_learned_from(tmp_path: Path):
+    write_texts(tmp_path)
+    learn, judge = (set(read_documents(tmp_path / name)) for name in ("train.jsonl", "held_out.jsonl"))
+    assert len(learn) > 10 * len(judge) > 0
+    assert not learn & judge

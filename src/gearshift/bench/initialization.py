@@ -1,19 +1,22 @@
 """What each idea of the initialisation is worth: losses at the start, calibrated, and distilled.
 
-    python -m gearshift.bench.initialization --out benchmarks/initialization.json
+    python -m gearshift.bench.initialization --out benchmarks/initialization.json --workers 6
 
-Every line of the ablation takes one idea out of ``aligned`` with calibration. The second table is the bar of
-"fewer tokens": the loss that the published recipe, ``modulo``, has after a long distillation, and the losses
-that ``aligned`` with calibration has after shorter ones. Every run has a learning rate schedule of its own
-length, so a short one is a finished one. Finished pieces below ``--work`` are not done again.
+Every line of the ablation takes one idea out of ``aligned`` with calibration. Then comes the bar of "fewer
+tokens": the loss that the published recipe, ``modulo``, has after a long distillation, and the losses that
+``aligned`` with calibration has after shorter ones. Every run has a learning rate schedule of its own length,
+so a short one is a finished one. Finished pieces below ``--work`` are not done again. Such small models leave
+a GPU idle most of the time, so several workers share it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,9 +38,13 @@ from gearshift.train.recipe import DistillRecipe
 
 DELTA_RULES = (GATED_DELTA_NET, KIMI_DELTA_ATTENTION)
 TEACHER = Path("teachers/python-11m")
+STAGES = ("start", "calibrated", "distilled")
 # Of the random biases in the teacher with biases, in parts of a channel's own size.
 BIAS_SIZE = 0.5
 BIASED = ("q_proj.weight", "k_proj.weight", "v_proj.weight")
+
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,6 @@ class Sizes:
         ablation_tokens: of distillation in the ablation.
         published_tokens: of distillation of ``modulo``.
         shares: the shorter distillations of ``aligned``, in parts of ``published_tokens``.
-        seeds: of the second table.
         batch_size: sequences in a step of distillation.
         sequence_length: tokens of each.
         learning_rate: of distillation.
@@ -101,8 +107,7 @@ class Sizes:
     ablation_tokens: int = 1_000_000
     published_tokens: int = 5_000_000
     shares: tuple[float, ...] = (0.05, 0.1, 0.25)
-    seeds: int = 3
-    batch_size: int = 8
+    batch_size: int = 16
     sequence_length: int = 512
     learning_rate: float = 2e-3
     held_out_tokens: int = 32_768
@@ -110,19 +115,18 @@ class Sizes:
 
 
 class Bench:
-    """The pieces of all lines, each made once and kept below ``work``."""
+    """The pieces of one line, each made once and kept below ``work``.
 
-    def __init__(self, teacher: Path, work: Path, sizes: Sizes) -> None:
+    Args:
+        teacher: a teacher directory.
+        texts: what `write_texts` wrote.
+        work: the line's own folder.
+        sizes: how much of everything.
+    """
+
+    def __init__(self, teacher: Path, texts: Path, work: Path, sizes: Sizes) -> None:
         self.teacher, self.work, self.sizes = teacher, work, sizes
-
-    def texts(self) -> tuple[Path, Path]:
-        """Text to learn from and held-out text: the standard library's source."""
-        learn, judge = self.work / "train.jsonl", self.work / "held_out.jsonl"
-        if not (learn.exists() and judge.exists()):
-            sources = list(python_sources(standard_library_root()))
-            write_documents(learn, (text for name, text in sources if not is_held_out(name)))
-            write_documents(judge, (text for name, text in sources if is_held_out(name)))
-        return learn, judge
+        self.learn, self.judge = texts / "train.jsonl", texts / "held_out.jsonl"
 
     def start(self, variant: Variant) -> Path:
         """The converted supernet."""
@@ -138,8 +142,9 @@ class Bench:
             return self.start(variant)
         out = self.work / _slug(variant.name) / f"calibrated-{seed}"
         settings = replace(self.sizes.calibration, parts=variant.parts, seed=seed)
-        data = self.texts()[0]
-        return calibrate(self.start(variant), data, out, settings, device=self.sizes.device, resume=True)
+        return calibrate(
+            self.start(variant), self.learn, out, settings, device=self.sizes.device, resume=True
+        )
 
     def distilled(self, variant: Variant, tokens: int, seed: int = 0) -> Path:
         """The supernet after so many tokens of distillation."""
@@ -148,7 +153,7 @@ class Bench:
         recipe = DistillRecipe(
             supernet=start,
             out=self.work / _slug(variant.name) / f"distilled-{tokens}-{seed}",
-            data=[self.texts()[0]],
+            data=[self.learn],
             steps=steps,
             batch_size=sizes.batch_size,
             sequence_length=sizes.sequence_length,
@@ -168,7 +173,7 @@ class Bench:
         rows = evaluate_placements(
             supernet,
             placements,
-            self.texts()[1],
+            self.judge,
             None,
             self.work / "evaluations.jsonl",
             tokens=self.sizes.held_out_tokens,
@@ -209,83 +214,122 @@ def make_biased_teacher(teacher: Path, out: Path) -> None:
         write_json(partial / "config.json", config)
 
 
-def start_rows(bench: Bench, variants: Sequence[Variant]) -> Iterator[dict[str, Any]]:
-    """Losses at step 0, of every line that starts otherwise than the ones before it."""
-    for variant in variants:
-        yield {"line": variant.name, "stage": "start", "tokens": 0, **bench.losses(bench.start(variant))}
+def write_texts(folder: Path) -> None:
+    """Text to learn from and held-out text: the standard library's source; existing files are kept."""
+    learn, judge = folder / "train.jsonl", folder / "held_out.jsonl"
+    if learn.exists() and judge.exists():
+        return
+    sources = list(python_sources(standard_library_root()))
+    write_documents(learn, (text for name, text in sources if not is_held_out(name)))
+    write_documents(judge, (text for name, text in sources if is_held_out(name)))
 
 
-def calibrated_rows(bench: Bench, variants: Sequence[Variant]) -> Iterator[dict[str, Any]]:
-    """Losses after calibration, and which share of the gap to the teacher that closes."""
-    for variant in variants:
-        if not variant.parts:
-            continue
-        before, after = bench.losses(bench.start(variant)), bench.losses(bench.calibrated(variant))
+def ablation_rows(bench: Bench, variant: Variant, stages: Sequence[str]) -> Iterator[Row]:
+    """Losses of one line at the start, after calibration and after the ablation's distillation.
+
+    A row of the calibrated stage says which share of the gap to the teacher is closed.
+    """
+    line = {"table": "ablation", "line": variant.name, "seed": 0}
+    before = bench.losses(bench.start(variant))
+    if "start" in stages:
+        yield {**line, "stage": "start", "tokens": 0, **before}
+    if "calibrated" in stages and variant.parts:
+        after = bench.losses(bench.calibrated(variant))
         closed = {
             f"{mixer}_closed": (before[mixer] - after[mixer]) / (before[mixer] - before["fa"])
             for mixer in ("gdn", "kda")
         }
-        yield {"line": variant.name, "stage": "calibrated", "tokens": 0, **after, **closed}
+        yield {**line, "stage": "calibrated", "tokens": 0, **after, **closed}
+    if "distilled" in stages:
+        tokens = bench.sizes.ablation_tokens
+        yield {
+            **line,
+            "stage": "distilled",
+            "tokens": tokens,
+            **bench.losses(bench.distilled(variant, tokens)),
+        }
 
 
-def distilled_rows(bench: Bench, variants: Sequence[Variant]) -> Iterator[dict[str, Any]]:
-    """Losses after the ablation's distillation."""
-    tokens = bench.sizes.ablation_tokens
-    for variant in variants:
-        losses = bench.losses(bench.distilled(variant, tokens))
-        yield {"line": variant.name, "stage": "distilled", "tokens": tokens, "seed": 0, **losses}
+def fewer_tokens_rows(bench: Bench, seed: int) -> Iterator[Row]:
+    """The published recipe after many tokens, and ``aligned`` with calibration after fewer."""
+    tokens = bench.sizes.published_tokens
+    line = {"table": "fewer tokens", "seed": seed, "stage": "distilled"}
+    published = bench.losses(bench.distilled(PUBLISHED, tokens, seed))
+    yield {**line, "line": PUBLISHED.name, "tokens": tokens, **published}
+    for share in bench.sizes.shares:
+        tokens = round(share * bench.sizes.published_tokens)
+        losses = bench.losses(bench.distilled(BEST, tokens, seed))
+        reached = all(losses[mixer] <= published[mixer] for mixer in ("gdn", "kda"))
+        yield {**line, "line": BEST.name, "tokens": tokens, **losses, "share": share, "reached": reached}
 
 
-def fewer_tokens_rows(bench: Bench) -> Iterator[dict[str, Any]]:
-    """The published recipe after many tokens, and ``aligned`` with calibration after fewer, seed by seed."""
-    sizes = bench.sizes
-    for seed in range(sizes.seeds):
-        tokens = sizes.published_tokens
-        published = bench.losses(bench.distilled(PUBLISHED, tokens, seed))
-        yield {"line": PUBLISHED.name, "stage": "distilled", "tokens": tokens, "seed": seed, **published}
-        for share in sizes.shares:
-            tokens = round(share * sizes.published_tokens)
-            losses = bench.losses(bench.distilled(BEST, tokens, seed))
-            reached = all(losses[mixer] <= published[mixer] for mixer in ("gdn", "kda"))
-            row = {"line": BEST.name, "stage": "distilled", "tokens": tokens, "seed": seed, **losses}
-            yield {**row, "share": share, "reached": reached}
+@dataclass(frozen=True)
+class Job:
+    """One line of a table, done by one worker.
+
+    Attributes:
+        teacher: a teacher directory.
+        work: the folder of all lines.
+        sizes: how much of everything.
+        variant: a line of the ablation; None for the second table.
+        stages: of the ablation.
+        seed: of the second table.
+    """
+
+    teacher: Path
+    work: Path
+    sizes: Sizes
+    variant: Variant | None = None
+    stages: tuple[str, ...] = STAGES
+    seed: int = 0
+
+    def run(self) -> list[Row]:
+        """Do it; prints a line for each row."""
+        name = f"seed-{self.seed}" if self.variant is None else _slug(self.variant.name)
+        bench = Bench(self.teacher, self.work, self.work / name, self.sizes)
+        if self.variant is None:
+            rows = fewer_tokens_rows(bench, self.seed)
+        else:
+            rows = ablation_rows(bench, self.variant, self.stages)
+        return [_shown(row) for row in rows]
 
 
-PIECES = {
-    "start": start_rows,
-    "calibrated": calibrated_rows,
-    "distilled": distilled_rows,
-    "fewer_tokens": lambda bench, variants: fewer_tokens_rows(bench),
-}
+def run_jobs(jobs: Sequence[Job], workers: int, out: Path) -> None:
+    """Do the jobs, several at a time; the file is written anew after every one of them."""
+    # Spawned, since a forked process cannot use a GPU that its parent has touched.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    rows: list[Row] = []
+    with pool:
+        for done in pool.map(Job.run, jobs):
+            rows += done
+            write_json(out, {"provenance": provenance(), "sizes": asdict(jobs[0].sizes), "rows": rows})
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Do the pieces that were asked for, print a line for each row, write the JSON."""
+def main() -> None:
+    """Do what was asked for and write the JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument(
-        "--work", type=Path, default=Path("runs/initialization"), help="folder for all pieces"
+        "--work", type=Path, default=Path("runs/initialization"), help="folder for the pieces"
     )
-    parser.add_argument("--pieces", default=",".join(PIECES), help="which, comma-separated")
-    parser.add_argument("--lines", help="lines of the ablation, comma-separated; all if left out")
-    parser.add_argument("--device", default="auto")
-    given = parser.parse_args(arguments)
-    bench = Bench(TEACHER, given.work, Sizes(device=given.device))
-    lines = given.lines.split(",") if given.lines else [variant.name for variant in ABLATION]
-    variants = [variant for variant in ABLATION if variant.name in lines]
-    write_rows(bench, variants, given.pieces.split(","), given.out)
+    parser.add_argument("--stages", default=",".join(STAGES), help="of the ablation, comma-separated")
+    parser.add_argument("--lines", help="of the ablation, comma-separated; all if left out")
+    parser.add_argument("--seeds", type=int, default=3, help="of the second table; 0 for no such table")
+    parser.add_argument("--workers", type=int, default=1, help="lines at a time")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    given = parser.parse_args()
+    write_texts(given.work)
+    lines = [variant.name for variant in ABLATION] if given.lines is None else given.lines.split(",")
+    job = Job(TEACHER, given.work, Sizes(device=given.device), stages=tuple(given.stages.split(",")))
+    jobs = [replace(job, variant=variant) for variant in ABLATION if variant.name in lines]
+    run_jobs([*jobs, *(replace(job, seed=seed) for seed in range(given.seeds))], given.workers, given.out)
 
 
-def write_rows(bench: Bench, variants: Sequence[Variant], pieces: Sequence[str], out: Path) -> None:
-    """Do the pieces; the file is written anew after every row."""
-    rows: list[dict[str, Any]] = []
-    for piece in pieces:
-        for row in PIECES[piece](bench, variants):
-            rows.append({"piece": piece, **row})
-            print(json.dumps(rows[-1]), flush=True)
-            write_json(out, {"provenance": provenance(), "sizes": asdict(bench.sizes), "rows": rows})
+def _shown(row: Row) -> Row:
+    print(json.dumps(row), flush=True)
+    return row
 
 
 def _slug(name: str) -> str:
