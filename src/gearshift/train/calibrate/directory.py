@@ -7,6 +7,7 @@ and those before it are removed after that, so a resumed run finds what the next
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from gearshift._checks import check_keys
 from gearshift.errors import OutputExistsError
-from gearshift.files import atomic_directory, atomic_file, read_json, write_json
+from gearshift.files import PARTIAL, atomic_directory, atomic_file, read_json, write_json
 from gearshift.train.calibrate.settings import CalibrationError, CalibrationSettings
 
 FORMAT = "gearshift-calibration-1"
@@ -99,8 +100,7 @@ class CalibrationDirectory:
             OutputExistsError: there is, and ``resume`` is false.
             CalibrationError: there is something else than a calibration.
         """
-        empty = not os.path.lexists(self.root) or (self.root.is_dir() and not any(self.root.iterdir()))
-        if empty:
+        if not os.path.lexists(self.root) or (self.root.is_dir() and self._is_empty()):
             return
         if not resume:
             raise OutputExistsError(
@@ -110,6 +110,11 @@ class CalibrationDirectory:
             raise CalibrationError(
                 f"{self.root} holds no {self.record.name}, so it is no calibration; give a new path"
             )
+
+    def _is_empty(self) -> bool:
+        """Whether there is nothing but what a run left that was killed while it wrote its record."""
+        left = re.compile(re.escape(f".{self.record.name}.") + "[0-9a-f]{8}" + re.escape(PARTIAL))
+        return all(left.fullmatch(path.name) for path in self.root.iterdir())
 
     def start(self, record: Record) -> None:
         """Note what the calibration is made from, or check that it is what an earlier run noted.
@@ -154,8 +159,8 @@ class CalibrationDirectory:
             return load_file(path)
         except (OSError, SafetensorError) as error:
             raise CalibrationError(
-                f"{path} cannot be read ({error}); remove {path.parent} and the layers after it from "
-                f"{self.work}, or start again with a new path"
+                f"{path} cannot be read ({error}); remove {self.work} and go on with --resume, which does "
+                "all layers again"
             ) from None
 
     def write_rows(self, rows: Sequence[str]) -> None:
@@ -176,9 +181,11 @@ def read_record(path: Path) -> Record:
         FileFormatError: it is no JSON.
     """
     given = check_keys(Record, read_json(path), str(path), CalibrationError)
-    if given["format"] != FORMAT:
-        raise CalibrationError(f"{path}: the format is {given['format']!r}; expected {FORMAT!r}")
+    if given.get("format") != FORMAT:
+        raise CalibrationError(f"{path}: the format is {given.get('format')!r}; expected {FORMAT!r}")
     fields = check_keys(CalibrationSettings, given["settings"], f"{path}, settings", CalibrationError)
+    if not isinstance(fields.get("parts"), list):
+        raise CalibrationError(f"{path}, settings: parts is {fields.get('parts')!r}; expected a list")
     fields["parts"] = tuple(fields["parts"])
     given["settings"] = CalibrationSettings(**fields)
     return Record(**given)

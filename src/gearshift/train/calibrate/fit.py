@@ -66,7 +66,7 @@ class Fitted:
             if nothing brought it nearer.
         before: its relative error before.
         after: its relative error with ``weights``, never above ``before``.
-        parts: the error after each part that was done, kept or not.
+        parts: the error after each part that was done, kept or not; after the steps, the least so far.
         notes: what a person should know.
     """
 
@@ -120,7 +120,7 @@ def fit_mixer(
                 do(result, report)
                 fit.take_best()
     result.weights, result.after = fit.best, fit.error
-    if result.after == before:
+    if result.after == before or not math.isfinite(result.after):
         result.notes.append("nothing brought it nearer, so it stays as it was")
     return result
 

@@ -1,9 +1,11 @@
 """One layer's parts, read from a supernet directory by name; nothing of another layer is read.
 
-Shape letters: B batch, T tokens, D hidden size.
+Shape letters: B batch, T tokens, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +69,8 @@ def plain_context(config: SupernetConfig, tokens: int, device: torch.device) -> 
     return SequenceContext(cos_sin, past=0, positions_BT=positions_BT)
 
 
-def embed(files: TensorFiles, tokens_BT: Tensor) -> Tensor:
-    """The hidden states before the first layer, (B, T, D), in the dtype of the files."""
-    return files.read("model.embed_tokens.weight")[tokens_BT]
+def embed(files: TensorFiles, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """For each batch of tokens (B, T) the hidden states before the first layer, (B, T, D), as stored."""
+    table_VD = files.read("model.embed_tokens.weight")
+    for tokens_BT in batches:
+        yield table_VD[tokens_BT]

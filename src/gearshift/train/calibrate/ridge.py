@@ -42,16 +42,22 @@ class NormalEquations:
         self.residual_FD += f_NF.T @ (y_ND - f_NF @ self.prior_DF.T)
 
     def solve(self, ridge: float) -> Tensor:
-        """The best weights (D, F).
+        """Find the best weights, (D, F).
 
         Args:
             ridge: lambda, in parts of the mean square of an input, summed over tokens; positive.
+
+        Returns:
+            The best weights; the prior where inputs are all zero or not finite, or too little is added to the
+            diagonal for a solution.
         """
         scale = self.gram_FF.diagonal().mean()
         if not (scale.isfinite() and scale > 0):
             return self.prior_DF
         damped_FF = self.gram_FF + ridge * scale * torch.eye(len(self.gram_FF)).to(self.gram_FF)
-        factor_FF = torch.linalg.cholesky(damped_FF)
+        factor_FF, failed = torch.linalg.cholesky_ex(damped_FF)
+        if failed:
+            return self.prior_DF
         return self.prior_DF + torch.cholesky_solve(self.residual_FD, factor_FF).T
 
 

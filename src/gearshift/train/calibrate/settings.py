@@ -55,14 +55,13 @@ class CalibrationSettings:
             value = getattr(self, name)
             if not is_count(value, least):
                 raise CalibrationError(f"{name} is {value!r}; expected a whole number of at least {least}")
-        for name in ("learning_rate", "ridge"):
+        for name in ("ridge",) if self.learning_rate is None else ("learning_rate", "ridge"):
             value = getattr(self, name)
-            if value is not None and not (is_number(value) and value > 0):
+            if not (is_number(value) and value > 0):
                 raise CalibrationError(f"{name} is {value!r}; expected a positive number")
         if not self.parts or any(part not in PARTS or self.parts.count(part) > 1 for part in self.parts):
-            raise CalibrationError(
-                f"parts are {', '.join(self.parts) or 'none'}; expected some of {', '.join(PARTS)}, each once"
-            )
+            given = ", ".join(map(str, self.parts)) or "none"
+            raise CalibrationError(f"parts are {given}; expected some of {', '.join(PARTS)}, each once")
         object.__setattr__(self, "parts", tuple(part for part in PARTS if part in self.parts))
 
     def differences(self, other: CalibrationSettings) -> list[str]:

@@ -86,8 +86,8 @@ class TeacherWalk:
     def embed(self, out: Path) -> None:
         """Write the hidden states before the first layer."""
         tokens_NT = torch.from_numpy(self.windows.tokens_NT)
-        hidden_NTD = embed(self.files, tokens_NT)
-        write_activations(((batch,) for batch in hidden_NTD.split(self._batch_size)), (out,))
+        batches = embed(self.files, tokens_NT.split(self._batch_size))
+        write_activations(((batch,) for batch in batches), (out,))
 
     def open(self, path: Path, dtype: torch.dtype) -> Tensor:
         """A file that this walk wrote."""
