@@ -22,6 +22,7 @@ from gearshift.cli import (
     generate,
     info,
     search,
+    serve,
     thin,
 )
 from gearshift.cli.report import reporting_errors
@@ -35,7 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _command in (demo, convert, calibrate, distill, evaluate, bench, search, generate, export, thin, info):
+_COMMANDS = (demo, convert, calibrate, distill, evaluate, bench, search, generate, serve, export, thin, info)
+for _command in _COMMANDS:
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name)(reporting_errors(_command.run, kept=_command.KEPT))
 

@@ -1,0 +1,1 @@
+"""Serving: one copy of the weights, a preset for each request."""
