@@ -10,13 +10,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import gearshift
+from gearshift.cli import app
+from gearshift.files import append_json_line, read_json_lines
 
 ENVIRONMENT = {
     **os.environ,
@@ -42,6 +46,12 @@ def error_of(*arguments: object, **options: Any) -> str:
     assert len(lines) == 1, stderr
     assert lines[0].startswith("error: ")
     return lines[0]
+
+
+def run_again(*arguments: object) -> None:
+    """The command once more, in this process; it ends well."""
+    result = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
 
 
 @pytest.fixture
@@ -128,15 +138,102 @@ def larger_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
     directory = tmp_path_factory.mktemp("larger") / "teacher"
     model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        parameter.data.zero_()
     model.save_pretrained(directory)
     return directory
 
 
-def test_ctrl_c_in_the_middle_of_a_conversion(larger_teacher: Path, tmp_path: Path):
-    process = start("convert", larger_teacher, tmp_path / "out")
-    while not any(tmp_path.iterdir()):  # until the temporary folder is there
+@pytest.fixture
+def read_only_disk(tiny_disk: Path | None) -> Path:
+    """A file system to which nobody can write, not even root."""
+    if tiny_disk is None:
+        pytest.skip("this user may not mount")
+    subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
+    return tiny_disk
+
+
+def test_a_read_only_folder(
+    teacher_directory: Path, supernet_directory: Path, read_only_disk: Path, tmp_path: Path
+):
+    out = read_only_disk / "out"
+    said = error_of("convert", teacher_directory, out)
+    assert f"could not write {out}: " in said
+    assert "Read-only file system" in said
+    # What takes long is not begun if its result has no place.
+    said = error_of("evaluate", supernet_directory, "--data", tmp_path, "--placement", "fa*3", "--out", out)
+    assert f"{out} cannot be written: {read_only_disk} is read-only; give another path" in said
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Until it holds; the process must still be at work then."""
+    while not condition():
         assert process.poll() is None, process.communicate()
         time.sleep(0.002)
+
+
+def test_a_killed_conversion_leaves_nothing_that_loads_and_can_be_run_again(
+    larger_teacher: Path, tmp_path: Path
+):
+    out = tmp_path / "out"
+    process = start("convert", larger_teacher, out)
+    wait_for(lambda: any(tmp_path.glob(".out.*.partial/*.safetensors")), process)
+    process.kill()
+    process.communicate()
+    assert not out.exists()
+    (left,) = tmp_path.iterdir()
+    assert not (left / "config.json").exists()
+    run_again("convert", larger_teacher, out)
+    assert list(tmp_path.iterdir()) == [out]
+    assert (out / "config.json").is_file()
+
+
+def test_ctrl_c_in_the_middle_of_an_evaluation(supernet_directory: Path, tmp_path: Path):
+    text, table = tmp_path / "text.py", tmp_path / "rows.jsonl"
+    text.write_text("def add(a, b):\n    return a + b\n\n\n" * 200)
+    sizes = ["--random", 60, "--tokens", 2048, "--sequence-length", 128]
+    command = ["evaluate", supernet_directory, "--data", text, "--out", table, *sizes]
+    process = start(*command)
+    wait_for(table.exists, process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 130, stderr
+    assert stderr.splitlines()[-1] == (
+        "stopped: the rows that were done are in the table; run the same command again to go on from there"
+    )
+    before = read_json_lines(table)
+    assert 0 < len(before) < 60
+    run_again(*command)
+    rows = read_json_lines(table)
+    assert rows[: len(before)] == before
+    assert len(rows) == len({row["placement"] for row in rows}) >= 60
+
+
+def test_ctrl_c_in_the_middle_of_a_search(tmp_path: Path):
+    table, cost, out = tmp_path / "rows.jsonl", tmp_path / "cost.jsonl", tmp_path / "out"
+    placements = [*product(("fa", "swa", "gdn"), repeat=3)]
+    for p in placements:
+        rank = p.count("swa") + 2 * p.count("gdn")
+        row = {"placement": " ".join(p), "checkpoint": "c", "data": "d", "kl": rank / 10}
+        append_json_line(table, {**row, "loss": 1 + rank / 10, "quality": 0.3, "retention": 0.9})
+        sizes = {"context_length": 512, "batch_size": 1, "hardware": "h"}
+        append_json_line(cost, {"placement": " ".join(p), **sizes, "seconds_per_step": 1 / (2 + rank)})
+    process = start("search", "--table", table, "--cost", cost, "--out", out)
+    wait_for(out.exists, process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 130, stderr
+    assert stderr == (
+        "stopped: the files that were complete are in the output folder; run the same command again\n"
+    )
+    for path in out.iterdir():  # whole files alone
+        assert path.name in ("surrogate.json", "costs.json", "frontier.json", "frontier.html")
+        assert path.suffix != ".json" or json.loads(path.read_text())
+
+
+def test_ctrl_c_in_the_middle_of_a_conversion(larger_teacher: Path, tmp_path: Path):
+    process = start("convert", larger_teacher, tmp_path / "out")
+    wait_for(lambda: any(tmp_path.iterdir()), process)  # until the temporary folder is there
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr

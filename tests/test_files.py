@@ -22,6 +22,7 @@ from gearshift.files import (
     append_json_line,
     atomic_directory,
     atomic_file,
+    check_appendable,
     read_json,
     read_json_lines,
     refuse_existing,
@@ -276,6 +277,21 @@ def test_a_first_line_that_is_torn_is_dropped(tmp_path: Path):
     path.write_bytes(b'{"a"')
     append_json_line(path, {"b": 2})
     assert path.read_text() == '{"b": 2}\n'
+
+
+def test_what_cannot_be_appended_to_is_refused_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    check_appendable(tmp_path / "new" / "deeper" / "rows.jsonl")
+    (tmp_path / "rows.jsonl").touch()
+    check_appendable(tmp_path / "rows.jsonl")
+    with pytest.raises(FileFormatError, match="is a folder; expected a file to append rows to"):
+        check_appendable(tmp_path)
+    with pytest.raises(FileFormatError, match="rows.jsonl is no folder; give another path"):
+        check_appendable(tmp_path / "rows.jsonl" / "rows.jsonl")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    for path in (tmp_path / "rows.jsonl", tmp_path / "new" / "rows.jsonl"):
+        with pytest.raises(FileFormatError, match="cannot be written: .* is read-only; give another path"):
+            check_appendable(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 def test_appending_reads_one_byte_of_a_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -176,6 +176,21 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
         partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def check_appendable(path: Path) -> None:
+    """Refuse a file to which no line can be added, before what takes long is done for it.
+
+    Raises:
+        FileFormatError: it is a folder, or it or the folder in which it would be is read-only.
+    """
+    there = next(place for place in (path.absolute(), *path.absolute().parents) if os.path.lexists(place))
+    if path.is_dir():
+        raise FileFormatError(f"{path} is a folder; expected a file to append rows to: give another path")
+    if not os.access(there, os.W_OK):
+        raise FileFormatError(f"{path} cannot be written: {there} is read-only; give another path")
+    if there != path.absolute() and not there.is_dir():
+        raise FileFormatError(f"{path} cannot be written: {there} is no folder; give another path")
+
+
 def append_json_line(path: Path, row: dict[str, Any]) -> None:
     """Append one row to a JSON-lines file and force it to the disk.
 

@@ -132,7 +132,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _placement_space(path: Path, config: dict[str, Any]) -> PlacementSpace:
     layers, mixers = config.get("num_hidden_layers"), config.get("mixers")
     by_layer = config.get("layer_mixers")
-    if not isinstance(layers, int) or not isinstance(mixers, dict):
+    if not isinstance(layers, int) or isinstance(layers, bool) or not isinstance(mixers, dict):
         raise FileFormatError(
             f"{path / 'config.json'}: num_hidden_layers is {layers!r}, mixers is a {type(mixers).__name__}; "
             "expected a whole number and an object: restore the file or convert the teacher again"

@@ -33,6 +33,7 @@ DTYPE_BYTES = {
 }
 # How a zip file starts, and a pickle of protocol 2 to 5.
 PICKLES = (b"PK\3\4", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
+LFS_POINTER = b"version "
 FLOATING = ("F64", "F32", "F16", "BF16")
 
 
@@ -115,7 +116,27 @@ def weight_files(directory: Path) -> list[Path]:
 
 def _files(directory: Path, index: dict[str, str] | None) -> list[Path]:
     names = [WEIGHTS] if index is None else sorted(set(index.values()))
+    if index is None and not (directory / WEIGHTS).is_file():
+        _explain_missing(directory)
     return [file_inside(directory, name) for name in names]
+
+
+def _explain_missing(directory: Path) -> None:
+    """Say what stands where ``model.safetensors`` should be, if it is something that is known.
+
+    Raises:
+        CheckpointError: it is shards without their index, or pickles.
+    """
+    if shards := sorted(path.name for path in directory.glob("model-*-of-*.safetensors")):
+        raise CheckpointError(
+            f"{directory / INDEX} is missing, which says what is in {shards[0]} and the other shards; "
+            "restore it"
+        )
+    if pickles := sorted(path.name for path in directory.glob("pytorch_model*.bin")):
+        raise CheckpointError(
+            f"{directory} has its weights in {pickles[0]}, a pickle, which is never read: it can run "
+            f"programs. Take {WEIGHTS} or, if you trust it, load it in Transformers and save it again"
+        )
 
 
 def _read_index(directory: Path) -> dict[str, str] | None:
@@ -193,9 +214,10 @@ def _read_checked(path: Path) -> tuple[dict[str, Any], int, int]:
         start = file.read(8)
         length = int.from_bytes(start, "little")
         if len(start) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-            pickled = "; it starts as a pickle does, which is never read" * start.startswith(PICKLES)
+            hint = "; it starts as a pickle does, which is never read" * start.startswith(PICKLES)
+            hint += "; it is Git LFS's pointer to the file: git lfs pull gets it" * (start == LFS_POINTER)
             raise ValueError(
-                f"a header of {length} bytes in a file of {size}, and {MAX_HEADER_BYTES} at most{pickled}"
+                f"a header of {length} bytes in a file of {size}, and {MAX_HEADER_BYTES} at most{hint}"
             )
         text = file.read(length)
     # The format's own library refuses what is not made like a header, before Python makes objects of it.

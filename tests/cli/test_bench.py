@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
+from gearshift.bench import decode
 from gearshift.files import read_json_lines
 from gearshift.inspect_directory import supernet_space
 from gearshift.search import fit_costs
@@ -53,3 +54,12 @@ def test_wrong_options_are_refused(
     assert result.exit_code == code
     assert said in result.stderr
     assert not (tmp_path / "cost.jsonl").exists()
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
+    gearshift: Gearshift, supernet_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(decode, "measure_decode", None)
+    result = gearshift("bench", supernet_directory, "--out", tmp_path)
+    assert result.exit_code == 1
+    assert f"{tmp_path} is a folder; expected a file to append rows to" in result.stderr

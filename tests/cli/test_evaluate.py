@@ -11,6 +11,7 @@ import pytest
 from typer.testing import Result
 
 from gearshift.cli.options import random_placements
+from gearshift.evaluate import quality
 from gearshift.files import read_json_lines
 from gearshift.inspect_directory import supernet_space
 from gearshift.placement import Placement, PlacementSpace
@@ -80,6 +81,16 @@ def test_wrong_options_are_refused(options: list[str], said: str, evaluate: Gear
     assert result.stderr.startswith("error: ")
     assert said in result.stderr
     assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_a_table_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    evaluate: Gearshift, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(quality, "load_supernet", None)
+    (tmp_path / "file").touch()
+    result = evaluate("--placement", "gdn*3", "--out", tmp_path / "file" / "rows.jsonl")
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'file'} is no folder; give another path" in result.stderr
 
 
 def test_a_table_that_is_none_is_left_as_it_is(evaluate: Gearshift, tmp_path: Path):

@@ -64,6 +64,16 @@ def test_a_teacher_or_nothing_is_refused(gearshift: Gearshift, teacher_directory
     assert "it has no config.json" in gearshift("generate", tmp_path, "x").stderr
 
 
+def test_a_supernet_without_a_tokenizer_is_refused_in_one_line(gearshift: Gearshift, supernet: Path):
+    for path in supernet.glob("tokenizer*"):
+        path.unlink()
+    result = gearshift("generate", supernet, "def f", "--placement", "fa*3")
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: {supernet} holds no tokenizer (")
+    assert line.endswith("; copy the teacher's there")
+
+
 def test_damaged_presets_are_refused(gearshift: Gearshift, supernet: Path):
     (supernet / "presets.json").write_text("{")
     result = gearshift("generate", supernet, "x")

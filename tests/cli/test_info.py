@@ -110,6 +110,7 @@ def test_an_index_that_lies_is_refused(weight_map: object, supernet: Path):
     ("change", "said"),
     [
         ({"num_hidden_layers": "three"}, "num_hidden_layers is 'three'"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True"),
         ({"mixers": None}, "mixers is a NoneType"),
         ({"mixers": {"mamba": {}}}, "unknown mixer 'mamba'"),
         ({"layer_mixers": {"full_attention": {}}}, "layer_mixers is no list of objects"),

@@ -171,7 +171,9 @@ def test_wrong_options_are_refused(
         ({"num_hidden_layers": 3}, "lacks 9 tensors .* such as model.layers.2.input_layernorm.weight"),
         ({"num_key_value_heads": 4}, r"k_proj.weight has shape \(16, 32\); expected \(32, 32\)"),
         ({"vocab_size": 62}, r"embed_tokens.weight has shape \(61, 32\); expected \(62, 32\)"),
-        ({"hidden_act": "gelou"}, "does not know 'gelou'"),
+        ({"hidden_act": "gelou"}, "config.json has hidden_act 'gelou'; expected a name that Transformers"),
+        ({"pad_token_id": 61}, "config.json does not make a supernet: pad_token_id is 61; expected a token"),
+        ({"max_position_embeddings": -1}, "config.json does not make a supernet: max_position_embeddings"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "Missing required keys"),
     ],
 )
@@ -191,6 +193,45 @@ def test_a_missing_tensor_is_named(make_teacher: MakeTeacher, tmp_path: Path):
     del tensors["model.layers.1.self_attn.v_proj.weight"]
     save_file(tensors, teacher / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConversionError, match=r"lacks 1 tensors .*model.layers.1.self_attn.v_proj.weight"):
+        convert_teacher(teacher, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t[:, :-1].contiguous(), r"has shape \(16, 31\); expected \(16, 32\) from config.json"),
+        (lambda t: t.to(torch.int8), "has dtype I8; expected F64 or F32"),
+        (lambda t: t.where(t < 0, torch.nan), "holds infinities or what is not a number"),
+    ],
+    ids=["shape", "dtype", "NaN"],
+)
+def test_a_wrong_tensor_is_named_with_its_shard(
+    change: Callable[[Tensor], Tensor], said: str, make_teacher: MakeTeacher, tmp_path: Path
+):
+    teacher, name = make_teacher(**TEACHERS["sharded"]), "model.layers.1.self_attn.k_proj.weight"
+    index = json.loads((teacher / "model.safetensors.index.json").read_text())["weight_map"]
+    shard = teacher / index[name]
+    tensors = load_file(shard)
+    tensors[name] = change(tensors[name])
+    save_file(tensors, shard, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"{shard.name}: {name} {said}"):
+        convert_teacher(teacher, tmp_path / "out")
+
+
+def test_other_things_in_the_place_of_weights_are_told_apart(make_teacher: MakeTeacher, tmp_path: Path):
+    teacher = make_teacher()
+    weights = teacher / "model.safetensors"
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(CheckpointError, match="Git LFS's pointer to the file: git lfs pull gets it"):
+        convert_teacher(teacher, tmp_path / "out")
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="model.safetensors is missing; restore it"):
+        convert_teacher(teacher, tmp_path / "out")
+    (teacher / "pytorch_model.bin").touch()
+    with pytest.raises(CheckpointError, match="has its weights in pytorch_model.bin, a pickle, which"):
+        convert_teacher(teacher, tmp_path / "out")
+    (teacher / "model-00001-of-00002.safetensors").touch()
+    with pytest.raises(CheckpointError, match="index.json is missing, which says what is in model-00001-of"):
         convert_teacher(teacher, tmp_path / "out")
 
 

@@ -156,7 +156,44 @@ def test_missing_weights_are_named(supernet: Path):
     with pytest.raises(CheckpointError, match=f"{shards[1].name} is missing"):
         load_supernet(supernet)
     (supernet / INDEX).unlink()
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
+    with pytest.raises(CheckpointError, match=f"{INDEX} is missing, which says what is in {shards[0].name}"):
+        load_supernet(supernet)
+    for path in shards:
+        path.unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing; restore it"):
+        load_supernet(supernet)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"placement": "fa*9"}, "the placement 'fa.9' has 9 layers; expected 3"),
+        ({"hidden_size": 0}, "hidden_size is 0; expected a positive int"),
+        ({"pad_token_id": 257}, "pad_token_id is 257; expected a token of the vocabulary of 257, or null"),
+        ({"pad_token_id": "<pad>"}, "pad_token_id is '<pad>'; expected a token of the vocabulary"),
+        ({"rope_parameters": 7}, "is refused: 'int' object is not iterable"),
+        ({"dtype": "float33"}, "is refused: .*float33"),
+    ],
+    ids=str,
+)
+def test_a_value_that_cannot_be_is_named_with_its_config(fields: dict[str, Any], said: str, supernet: Path):
+    edit_config(supernet, **fields)
+    with pytest.raises(ConfigError, match=f"{supernet / 'config.json'}:? {said}"):
+        load_supernet(supernet)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"hidden_act": ["silu"]},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": "10000"}},
+        {"rope_parameters": {"rope_type": ["default"], "rope_theta": 1e4}},
+    ],
+    ids=str,
+)
+def test_a_value_over_which_transformers_trips_is_shown(fields: dict[str, Any], supernet: Path):
+    edit_config(supernet, **fields)
+    with pytest.raises(ConfigError, match="Transformers refuses the config .*; restore config.json"):
         load_supernet(supernet)
 
 

@@ -38,10 +38,11 @@ def run(
     wanted = asked_placements(supernet, placement or (), presets, random_count, seed)
 
     from gearshift.bench.decode import cost_placements, measure_decode
-    from gearshift.files import append_json_line
+    from gearshift.files import append_json_line, check_appendable
     from gearshift.supernet import load_supernet
     from gearshift.train.device import choose_device
 
+    check_appendable(out)
     model = load_supernet(supernet, device=choose_device(device))
     rows = measure_decode(model, wanted or cost_placements(model.placement_space), context, batch, seed=seed)
     for row in rows:

@@ -25,7 +25,7 @@ from gearshift.errors import CheckpointError
 from gearshift.files import refuse_existing
 from gearshift.placement import FULL_ATTENTION, MIXERS, SLIDING_ATTENTION, long_name
 from gearshift.supernet.checkpoint import check_floating, companions, expected_shapes
-from gearshift.supernet.config import SupernetConfig
+from gearshift.supernet.config import ConfigError, SupernetConfig
 from gearshift.supernet.tensor_files import TORCH_DTYPES, TensorFiles
 from gearshift.tensor_headers import TensorInfo, file_inside, read_json_object
 
@@ -166,8 +166,8 @@ def supernet_config(
     """The supernet's config: the teacher's shared fields, and mixers of the teacher's head sizes.
 
     Raises:
-        ConversionError: ``full_attention`` is not among the mixers, one is given twice or cannot be made, or
-            the window is not positive.
+        ConversionError: ``full_attention`` is not among the mixers, one is given twice or cannot be made, the
+            window is not positive, or the teacher's sizes cannot be.
     """
     names = [long_name(name) for name in mixers]
     if FULL_ATTENTION not in names or len(set(names)) != len(names):
@@ -184,7 +184,10 @@ def supernet_config(
     # What holds in every layer is said once.
     if all(fields == own[0] for fields in own):
         sizes, own = {name: sizes[name] | own[0][name] for name in names}, None
-    return SupernetConfig(**fields, mixers=sizes, layer_mixers=own, architectures=[ARCHITECTURE])
+    try:
+        return SupernetConfig(**fields, mixers=sizes, layer_mixers=own, architectures=[ARCHITECTURE])
+    except ConfigError as error:
+        raise ConversionError(f"{teacher.where} does not make a supernet: {error}") from None
 
 
 def _own_window(names: Iterable[str], own: int | None, window: int) -> dict[str, dict[str, Any]]:

@@ -24,6 +24,7 @@ from gearshift.errors import GearshiftError
 from gearshift.evaluate.held_out import EncodedExample, HeldOut, read_held_out
 from gearshift.evaluate.scores import loss_and_kl, next_token_logits, recalled
 from gearshift.evaluate.table import Row, append_row, read_table, select_rows
+from gearshift.files import check_appendable
 from gearshift.placement import Placement
 from gearshift.progress import show_progress
 from gearshift.provenance import provenance
@@ -100,6 +101,7 @@ def evaluate_placements(
         GearshiftError: supernet, data, examples or table are missing or damaged.
     """
     space = read_config(supernet).placement_space
+    check_appendable(out)
     teacher = space.teacher()
     wanted = [space.check(placement) for placement in (teacher, *placements)]
     held_out = read_held_out(

@@ -22,7 +22,8 @@ from transformers.utils import logging
 
 from gearshift.errors import CheckpointError
 from gearshift.files import atomic_directory
-from gearshift.supernet.config import ConfigError, SupernetConfig
+from gearshift.placement import PlacementError
+from gearshift.supernet.config import STUMBLES, ConfigError, SupernetConfig
 from gearshift.supernet.modeling import SupernetForCausalLM
 from gearshift.supernet.tensor_files import DTYPE_NAMES, all_finite, as_bytes
 from gearshift.tensor_headers import (
@@ -92,7 +93,12 @@ def read_config(directory: Path) -> SupernetConfig:
     for key in UNSHAPED_KEYS:
         if fields.get(key) is None:
             raise ConfigError(f"{path} has no {key!r}; convert the teacher again, or restore the file")
-    return SupernetConfig.from_dict(fields)
+    try:
+        return SupernetConfig.from_dict(fields)
+    except (ConfigError, PlacementError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except STUMBLES as error:
+        raise ConfigError(f"{path} is refused: {error}; convert the teacher again, or restore it") from None
 
 
 def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
@@ -108,7 +114,8 @@ def expected_shapes(config: SupernetConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of the supernet with this config.
 
     Raises:
-        ConfigError: Transformers does not know the activation or the rotary embedding that it names.
+        ConfigError: Transformers does not know the activation or the rotary embedding that it names, or
+            trips over their settings.
     """
     try:
         with torch.device("meta"):
@@ -117,6 +124,13 @@ def expected_shapes(config: SupernetConfig) -> dict[str, tuple[int, ...]]:
         raise ConfigError(
             f"Transformers does not know {error} of the config: hidden_act is {config.hidden_act!r}, "
             f"rope_parameters is {config.rope_parameters!r}; restore config.json"
+        ) from None
+    except ConfigError:
+        raise
+    except STUMBLES as error:
+        raise ConfigError(
+            f"Transformers refuses the config ({error}): hidden_act is {config.hidden_act!r:.80}, "
+            f"rope_parameters is {config.rope_parameters!r:.200}; restore config.json"
         ) from None
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
@@ -157,8 +171,15 @@ def check_shapes(
         if shape != expected[name]:
             known = (origins or {}).get(name, name)
             raise CheckpointError(
-                f"{directory}: {known} has shape {shape}; expected {expected[name]} from config.json"
+                f"{_home(directory, known)}: {known} has shape {shape}; expected {expected[name]} from "
+                "config.json: restore the one that is wrong"
             )
+
+
+def _home(directory: Path, name: str) -> Path:
+    """The file that holds a tensor, for messages."""
+    stored = read_directory(directory).get(name)
+    return directory if stored is None else stored.path
 
 
 def check_floating(directory: Path, infos: Mapping[str, TensorInfo]) -> None:
@@ -170,7 +191,7 @@ def check_floating(directory: Path, infos: Mapping[str, TensorInfo]) -> None:
     for name, info in infos.items():
         if info.dtype not in FLOATING:
             raise CheckpointError(
-                f"{directory}: {name} has dtype {info.dtype}; expected {' or '.join(FLOATING)}: "
+                f"{_home(directory, name)}: {name} has dtype {info.dtype}; expected {' or '.join(FLOATING)}: "
                 "dequantise the model first"
             )
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
+from gearshift._checks import is_count
 from gearshift.placement import (
     FULL_ATTENTION,
     GATED_DELTA_NET,
@@ -46,6 +47,8 @@ _CONFIG_CLASSES: dict[str, type] = {
     GATED_DELTA_NET: GatedDeltaNetConfig,
     KIMI_DELTA_ATTENTION: KimiDeltaAttentionConfig,
 }
+# What Transformers and torch trip over where they do not check a config.
+STUMBLES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 # Fields that the first supernets did not have, and what their absence means.
 _LATER_DEFAULTS = (("mlp_gated", True), ("layer_mixers", None), ("layer_ffns", None))
 
@@ -110,6 +113,7 @@ class SupernetConfig(PreTrainedConfig):
         for key in (*_SIZES, "max_position_embeddings"):
             check_number(key, getattr(self, key), int)
         check_number("rms_norm_eps", self.rms_norm_eps, float)
+        self._check_pad_token()
         self._check_ffns()
         if not isinstance(self.mixers, dict) or not self.mixers:
             raise ConfigError(f"mixers is {self.mixers!r}; expected an object with an entry for each mixer")
@@ -123,6 +127,15 @@ class SupernetConfig(PreTrainedConfig):
             raise ConfigError(f"placement is {self.placement!r}; expected text such as 'fa*2 swa*10'")
         space.check(Placement.parse(self.placement))
         super().__post_init__(**kwargs)
+
+    def _check_pad_token(self) -> None:
+        """It has a row in the embedding; -1 and the like count from the end, as torch does."""
+        pad, vocabulary = self.pad_token_id, self.vocab_size
+        assert vocabulary is not None
+        if pad is not None and (not is_count(pad, -vocabulary) or pad >= vocabulary):
+            raise ConfigError(
+                f"pad_token_id is {pad!r:.80}; expected a token of the vocabulary of {vocabulary}, or null"
+            )
 
     def _check_ffns(self) -> None:
         assert self.num_hidden_layers is not None

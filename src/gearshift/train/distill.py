@@ -18,6 +18,7 @@ from gearshift.files import atomic_file
 from gearshift.placement import FULL_ATTENTION
 from gearshift.progress import show_progress
 from gearshift.supernet import SupernetForCausalLM, checkpoint_digest, load_supernet, save_supernet
+from gearshift.supernet.tensor_files import TORCH_DTYPES, TensorFiles
 from gearshift.train.checkpoint import (
     TrainingState,
     latest_training_state,
@@ -96,7 +97,16 @@ def distill(recipe: DistillRecipe, *, resume: bool = False, progress: bool = Tru
     with atomic_file(directory.recipe) as partial:
         write_recipe(recipe, partial)
     _train(directory, trainer, state, progress)
+    _restore_dtypes(trainer.model, recipe.supernet)
     return save_supernet(trainer.model.eval(), directory.supernet, source=recipe.supernet)
+
+
+def _restore_dtypes(model: SupernetForCausalLM, supernet: Path) -> None:
+    """Give what was not trained its stored type again: it leaves as it came, bit for bit."""
+    infos = TensorFiles(supernet).infos
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(TORCH_DTYPES[infos[name].dtype])
 
 
 def _earlier_state(directory: RunDirectory, recipe: DistillRecipe, resume: bool) -> Path | None:

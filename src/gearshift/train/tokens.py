@@ -28,7 +28,8 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise TokenizerError(f"{directory} holds no tokenizer ({error}); copy the teacher's there") from None
+        reason = " ".join(str(error).split())
+        raise TokenizerError(f"{directory} holds no tokenizer ({reason}); copy the teacher's there") from None
     if tokenizer.eos_token_id is None:
         raise TokenizerError(
             f"the tokenizer in {directory} has no eos_token; name one in tokenizer_config.json"

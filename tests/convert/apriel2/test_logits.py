@@ -184,6 +184,13 @@ VARIANTS = {
             eos_token_id=None,
         )
     ),
+    "the vocabulary's size left out": Variant(
+        fixed(stochastic(ALL), vocab_size=32000), written=lambda config: without(config, "vocab_size")
+    ),
+    "the hidden size left out": Variant(
+        pattern({"a": block({**WINDOW, "head_groups": 1})}, ["a"], layers=1, hidden_size=4096),
+        written=lambda config: without(config, "hidden_size"),
+    ),
     "the decoder's type and all norms left out": Variant(
         {
             **SUPERNET,

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from gearshift.convert import ConversionError
 from gearshift.convert.teachers import FAMILIES, read_teacher
@@ -111,7 +112,10 @@ class TestLlama(TeacherContract):
         ({"num_key_value_heads": 3}, "4 query heads and 3 key/value heads; expected the first"),
         ({"num_key_value_heads": 0}, "4 query heads and 0 key/value heads"),
         ({"num_key_value_heads": -2}, "4 query heads and -2 key/value heads"),
-        ({"num_attention_heads": 0}, "is refused"),
+        ({"vocab_size": -1}, "x/config.json is refused: vocab_size is -1; expected at least 1: restore it"),
+        ({"num_hidden_layers": 0}, "is refused: num_hidden_layers is 0; expected at least 1"),
+        ({"num_attention_heads": 0}, "is refused: num_attention_heads is 0; expected at least 1"),
+        ({"hidden_act": "gelou"}, "has hidden_act 'gelou'; expected a name that Transformers knows"),
         (
             {"num_attention_heads": 3, "num_key_value_heads": 3},
             "is not a multiple of the number of attention",
@@ -137,6 +141,10 @@ class TestLlama(TeacherContract):
         ({"quantization_config": {"bits": 4}}, "has 'quantization_config', which conversion does not know"),
         ({"per_layer_config": {"0": {"num_key_value_heads": 1}}}, "has 'per_layer_config'"),
     ]
+
+
+def test_every_rotary_embedding_that_transformers_knows_is_among_the_variants():
+    assert {rope["rope_type"] for rope in ROPES.values()} == {"default", *ROPE_INIT_FUNCTIONS}
 
 
 def test_transformers_defaults_are_filled_in():

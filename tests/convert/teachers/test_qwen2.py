@@ -27,6 +27,13 @@ class TestQwen2(TeacherContract):
         "sliding from a layer on, old form": Variant(FROM_LAYER_1, {"layer_types": None}),
         "a window that is not used": Variant({"sliding_window": 8}),
         "tied head": Variant({"tie_word_embeddings": True}),
+        "long contexts, as Qwen's model cards say": Variant(
+            config_json={
+                "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+                "rope_parameters": None,
+                "rope_theta": 1e6,
+            }
+        ),
         "old form, dynamic": Variant(
             {"max_position_embeddings": 32},
             {
@@ -40,6 +47,7 @@ class TestQwen2(TeacherContract):
     broken = [
         ({"num_hidden_layers": None}, "has no 'num_hidden_layers'"),
         ({"num_key_value_heads": 3}, "4 query heads and 3 key/value heads"),
+        ({"num_attention_heads": 0}, "is refused: num_attention_heads is 0; expected at least 1"),
         ({"num_attention_heads": 6}, "no 'head_dim', and hidden_size 32 .* its 6 attention heads"),
         ({"layer_types": ["sliding_attention", "full_attention"]}, "sliding layers without a window"),
         ({"layer_types": ["chunked_attention", "full_attention"]}, "layer of type 'chunked_attention'"),

@@ -12,11 +12,13 @@ from typing import Any, ClassVar
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from gearshift.convert.teachers.base import ConversionError, Teacher
 from gearshift.placement import FULL_ATTENTION, SLIDING_ATTENTION
+from gearshift.supernet.config import STUMBLES
 from gearshift.supernet.mixer_configs import PROJECTIONS
 
 NEEDED = (
@@ -40,8 +42,6 @@ COPIED = (
 )
 # Each changes what the tensors mean, or layers one by one; nothing here reads them.
 REFUSED = ("quantization_config", "per_layer_config")
-# What Transformers trips over where it does not check.
-STUMBLES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 INPUT_NORM = "input_layernorm.weight"
 NORMS = (INPUT_NORM, "post_attention_layernorm.weight")
 FFN = ("gate_proj", "up_proj", "down_proj")
@@ -70,10 +70,11 @@ class LlamaLikeTeacher(Teacher):
                 raise ConversionError(
                     f"{where} has {key!r}, which conversion does not know; give plain weights and one config"
                 )
-        self._check_layers()
+        self._check_sizes()
         self.filled: Any = self._filled()
         self.head_dim = self._head_dim()
         self._check_heads()
+        self._check_activation()
         self._check_rope()
         self._check_windows()
 
@@ -152,8 +153,13 @@ class LlamaLikeTeacher(Teacher):
             raise ConversionError(f"{self.where} is refused: {reason}; restore it") from None
         return filled
 
-    def _check_layers(self) -> None:
-        """Before a list of absurdly many layers is made."""
+    def _check_sizes(self) -> None:
+        """Before something is divided by zero, or a list of absurdly many layers is made."""
+        for key in NEEDED:
+            if isinstance(self.config[key], int) and self.config[key] < 1:
+                raise ConversionError(
+                    f"{self.where} is refused: {key} is {self.config[key]}; expected at least 1: restore it"
+                )
         layers, tensors = self.config["num_hidden_layers"], len(self.tensor_names)
         if tensors and isinstance(layers, int) and layers > tensors:
             raise ConversionError(
@@ -171,6 +177,13 @@ class LlamaLikeTeacher(Teacher):
                 "attention heads; restore it"
             )
         return head_dim
+
+    def _check_activation(self) -> None:
+        if self.filled.hidden_act not in ACT2FN:
+            raise ConversionError(
+                f"{self.where} has hidden_act {self.filled.hidden_act!r}; expected a name that Transformers "
+                "knows, such as 'silu'"
+            )
 
     def _check_heads(self) -> None:
         heads, groups = self.filled.num_attention_heads, self.filled.num_key_value_heads
