@@ -12,15 +12,17 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from gearshift.convert import convert_teacher
+from gearshift.files import read_json_lines
 from gearshift.supernet.checkpoint import read_config
 from gearshift.supernet.mixers import Mixer
 from gearshift.supernet.tensor_files import TensorFiles
+from gearshift.train.calibrate import calibrate
 from gearshift.train.calibrate.layers import read_mixer
 from gearshift.train.calibrate.settings import CalibrationSettings
 from gearshift.train.calibrate.walk import Observed, TeacherWalk
 from gearshift.train.calibrate.windows import Windows
 from tests.convert.teachers.test_qwen2 import MIXED
-from tests.convert.tiny_teachers import SIZES, Variant, save_teacher
+from tests.convert.tiny_teachers import SIZES, Variant, same_tensors, save_teacher
 
 CPU = torch.device("cpu")
 LENGTH = 24
@@ -66,3 +68,34 @@ def relative_error(given_BTD: Tensor, wanted_BTD: Tensor) -> float:
     given, wanted = given_BTD.detach().double().flatten(0, -2), wanted_BTD.double().flatten(0, -2)
     errors = [float((g - w).norm() / w.norm()) for g, w in zip(given, wanted, strict=True)]
     return sum(errors) / len(errors)
+
+
+RUN_SETTINGS = tiny_settings(tokens=30 * LENGTH, steps=5)
+
+
+def go(
+    supernet: Path, texts: Path, out: Path, settings: CalibrationSettings = RUN_SETTINGS, **options: Any
+) -> Path:
+    return calibrate(supernet, texts, out, settings, **{"device": "cpu", "progress": False} | options)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return read_json_lines(out / "calibration.jsonl")
+
+
+def same_result(out: Path, reference: Path) -> bool:
+    """Rows byte for byte, tensors bit for bit, and all other files."""
+    names = [sorted(path.name for path in (root / "supernet").iterdir()) for root in (out, reference)]
+    assert names[0] == names[1]
+    others = [name for name in names[0] if not name.endswith(".safetensors")]
+    return (
+        (out / "calibration.jsonl").read_bytes() == (reference / "calibration.jsonl").read_bytes()
+        and same_tensors(out / "supernet", reference / "supernet")
+        and all(
+            (out / "supernet" / n).read_bytes() == (reference / "supernet" / n).read_bytes() for n in others
+        )
+    )
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
