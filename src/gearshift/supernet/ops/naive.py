@@ -20,6 +20,8 @@ from torch.nn import functional
 NORM_EPSILON = 1e-6
 # Largest fall of the summed log decay in a chunk for which exp(fall / 2) is far from float32's limits.
 SPLIT_RANGE = 80.0
+# So few tokens are compared pair by pair, channel by channel.
+FEW_TOKENS = 4
 
 
 def recurrent_delta_rule(
@@ -135,6 +137,25 @@ def _decayed_scores(rows_BHNCK: Tensor, columns_BHNCK: Tensor, total_BHNCD: Tens
         rows = rows_BHNCK * (total_BHNCD - middle).exp()
         columns = columns_BHNCK * (middle - total_BHNCD).exp()
         return (rows @ columns.transpose(-1, -2)).masked_fill(above, 0.0)
+    if size > FEW_TOKENS and size % 2 == 0:
+        return _decayed_scores_by_halves(rows_BHNCK, columns_BHNCK, total_BHNCD)
     difference = total_BHNCD.unsqueeze(4) - total_BHNCD.unsqueeze(3)
     decay = difference.masked_fill(above[..., None], float("-inf")).exp()
     return torch.einsum("...ic,...jc,...ijc->...ij", rows_BHNCK, columns_BHNCK, decay)
+
+
+def _decayed_scores_by_halves(rows_BHNCK: Tensor, columns_BHNCK: Tensor, total_BHNCD: Tensor) -> Tensor:
+    """The same where decays are strong: each half of the tokens on its own, and late rows on early columns.
+
+    With e the last early token, exp(G_i - G_j) = exp(G_i - G_e) exp(G_e - G_j) for these, and neither factor
+    exceeds 1: a matrix product, where the whole would take a number for each pair of tokens and channel.
+    """
+    half = total_BHNCD.shape[3] // 2
+    early_rows, late_rows = rows_BHNCK.split(half, dim=3)
+    early_columns, late_columns = columns_BHNCK.split(half, dim=3)
+    early, late = total_BHNCD.split(half, dim=3)
+    edge = early[:, :, :, -1:]
+    across = (late_rows * (late - edge).exp()) @ (early_columns * (edge - early).exp()).transpose(-1, -2)
+    upper = _decayed_scores(early_rows, early_columns, early)
+    lower = torch.cat([across, _decayed_scores(late_rows, late_columns, late)], dim=-1)
+    return torch.cat([functional.pad(upper, (0, half)), lower], dim=-2)
