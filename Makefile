@@ -1,6 +1,7 @@
 # Everything from nothing: each target makes its own .venv on first use.
 #   make demo    the whole road on a laptop CPU, in a few minutes
 #   make test    the test suite
+#   make test-vllm   the vLLM plugin on a rig that needs no GPU, in an environment of its own
 #   make check   tests, lint and types
 #
 # On Linux a plain `pip install torch` may fetch several GB of CUDA libraries that a CPU never uses. To choose the
@@ -16,8 +17,10 @@ TEST_FLAGS ?= -n 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RIG := .rigvenv
+RIG_REQUIREMENTS := tests/serve/vllm/rig/requirements.txt
 
-.PHONY: demo test lint types check format clean
+.PHONY: demo test test-vllm lint types types-vllm check format clean
 
 demo: $(STAMP)
 	$(BIN)/gearshift demo
@@ -25,9 +28,16 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_FLAGS)
 
+# vLLM's wheel without its native code, on Triton's interpreter: the real engine, without a GPU.
+test-vllm: $(RIG)/.installed
+	OMP_NUM_THREADS=1 PYTHONPATH=src $(RIG)/bin/python -m pytest tests/serve/vllm
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types-vllm: $(STAMP) $(RIG)/.installed
+	$(BIN)/pyright --pythonpath $(RIG)/bin/python src/gearshift/serve/vllm
 
 types: $(STAMP)
 	$(BIN)/pyright --pythonpath $(BIN)/python
@@ -46,5 +56,12 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[viz,dev]'
 	touch $@
 
+$(RIG)/.installed: $(RIG_REQUIREMENTS)
+	$(PYTHON) -m venv $(RIG)
+	$(RIG)/bin/python -m pip install --quiet $(TORCH)
+	$(RIG)/bin/python -m pip install --quiet --requirement $(RIG_REQUIREMENTS)
+	$(RIG)/bin/python -m pip install --quiet --no-deps vllm==0.26.0
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(RIG) .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,115 @@
+"""The recurrent operations on a batch: against the supernet's own, and kernels against naive twins."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+import torch
+
+from gearshift.serve.vllm.recurrent_ops import NaiveOps, RecurrentMetadata
+from gearshift.supernet.ops.delta_rule import delta_rule
+from gearshift.supernet.ops.short_convolution import short_convolution
+
+PAGES, KEY_HEADS, HEADS, KEYS, VALUES, CHANNELS, TAPS = 9, 2, 4, 16, 32, 48, 4
+
+
+def metadata(lengths: Sequence[int], continued: Sequence[bool]) -> RecurrentMetadata:
+    starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)
+    pages = torch.arange(len(lengths)) * 2 + 2  # not in a row, and never the null page
+    decode = all(continued) and max(lengths) == 1
+    return RecurrentMetadata(starts, tuple(lengths), pages, torch.tensor(continued), decode)
+
+
+def values(per_channel: bool) -> int:
+    """Channels of a value; in Kimi Delta Attention, and so for its kernel, as many as of a key."""
+    return KEYS if per_channel else VALUES
+
+
+def rule_inputs(tokens: int, per_channel: bool) -> Any:
+    torch.manual_seed(0)
+    key_heads = HEADS if per_channel else KEY_HEADS
+    q, k = torch.randn(2, tokens, key_heads, KEYS)
+    v = torch.randn(tokens, HEADS, values(per_channel))
+    g = -torch.rand(tokens, HEADS, *([KEYS] if per_channel else []))
+    return q, k, v, g, torch.rand(tokens, HEADS)
+
+
+def strided(*shape: int) -> torch.Tensor:
+    """States as they lie in the pool: with room between the pages."""
+    return torch.randn(PAGES, 2 * torch.Size(shape).numel())[:, : torch.Size(shape).numel()].view(
+        PAGES, *shape
+    )
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_pieces_of_requests_give_what_whole_ones_give(per_channel):
+    ops: Any = NaiveOps()
+    inputs, rule = rule_inputs(60, per_channel), cast(Any, delta_rule)
+    # What a new request's page may hold.
+    memory = torch.full((PAGES, HEADS, values(per_channel), KEYS), float("nan"))
+    whole = [rule(*(x[None, part] for x in inputs), None) for part in (slice(0, 35), slice(35, 60))]
+    first = [*range(30), *range(35, 55)]
+    out = ops.delta_rule(*(x[first] for x in inputs), memory, metadata([30, 20], [False, False]))
+    rest = [*range(30, 35), *range(55, 60)]
+    later = ops.delta_rule(*(x[rest] for x in inputs), memory, metadata([5, 5], [True, True]))
+    expected = torch.cat([out for out, _ in whole], dim=1)[0]
+    torch.testing.assert_close(out, expected[first], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(later, expected[rest], atol=1e-5, rtol=1e-5)
+    assert memory[[0, 1, 3]].isnan().all()
+
+
+def test_convolutions_remember_their_inputs():
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(20, CHANNELS), torch.randn(CHANNELS, TAPS), torch.randn(CHANNELS)
+    inputs = torch.full((PAGES, CHANNELS, TAPS - 1), float("nan"))
+    whole = [
+        short_convolution(x[None, part], weight, None, bias_C=bias)[0][0]
+        for part in (slice(12), slice(12, 20))
+    ]
+    ops, first, rest = NaiveOps(), [*range(11), *range(12, 14)], [11, *range(14, 20)]
+    out = ops.convolve(x[first], weight, bias, "silu", inputs, metadata([11, 2], [False, False]))
+    later = ops.convolve(x[rest], weight, bias, "silu", inputs, metadata([1, 6], [True, True]))
+    torch.testing.assert_close(out, torch.cat(whole)[first])
+    torch.testing.assert_close(later, torch.cat(whole)[rest])
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Any:
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vllm is not installed; tests/serve/vllm/rig says how")
+    from gearshift.serve.vllm.recurrent_kernels import KernelOps
+
+    if not torch.cuda.is_available():
+        from gearshift_rig.kernels import let_interpret
+
+        let_interpret()
+    return KernelOps()
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_decoding_kernels_against_the_naive_twins(kernels, per_channel):
+    inputs, batch = rule_inputs(3, per_channel), metadata([1, 1, 1], [True] * 3)
+    memory = strided(HEADS, values(per_channel), KEYS)
+    naive_memory, kernel_memory = memory.clone(), memory
+    naive: Any = NaiveOps()
+    expected = naive.delta_rule(*inputs, naive_memory, batch)
+    found = kernels.delta_rule(*inputs, kernel_memory, batch)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(kernel_memory, naive_memory, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("activation", ["silu", "none"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_convolution_kernel_against_the_naive_twin(kernels, activation, bias):
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, CHANNELS), torch.randn(CHANNELS, TAPS)
+    biases = torch.randn(CHANNELS) if bias else None
+    inputs, batch = strided(CHANNELS, TAPS - 1), metadata([1, 1, 1], [True] * 3)
+    naive_inputs = inputs.clone()
+    expected = NaiveOps().convolve(x, weight, biases, activation, naive_inputs, batch)
+    found = kernels.convolve(x.clone(), weight, biases, activation, inputs, batch)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(inputs, naive_inputs)
