@@ -37,7 +37,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 
 types-vllm: $(STAMP) $(RIG)/.installed
-	$(BIN)/pyright --pythonpath $(RIG)/bin/python src/gearshift/serve/vllm
+	$(BIN)/pyright --project tests/serve/vllm/rig/pyrightconfig.json --pythonpath $(RIG)/bin/python
 
 types: $(STAMP)
 	$(BIN)/pyright --pythonpath $(BIN)/python
