@@ -7,10 +7,12 @@ runs, step by step, and holds no more than the tensors of one step.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from gearshift.errors import CheckpointError
@@ -182,7 +184,7 @@ def _write_steps(
     """Write what the steps make; returns how many bytes are written in all."""
     steps = tuple(steps)
     infos = {tensor.name: tensor.info for step in steps for tensor in step.tensors}
-    with ShardWriter(directory, infos, SHARD_BYTES) as writer:
+    with ShardWriter(directory, infos, SHARD_BYTES) as writer, _one_thread():
         for step in steps:
             made = None if step.make is None else step.make(source.read)
             for tensor in step.tensors:
@@ -194,6 +196,21 @@ def _write_steps(
                 report(written, tensor.name)
             assert not made, "a step made more than was planned"
     return written
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch from sharing out work that is bound by memory.
+
+    Making a mixer is many short operations. Their threads wait for each other after every one, which on a
+    busy machine takes several times as long as the work.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _write_made(planned: PlannedTensor, tensor: Tensor, writer: ShardWriter) -> None:

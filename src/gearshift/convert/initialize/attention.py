@@ -14,13 +14,19 @@ from torch import Tensor
 
 from gearshift.supernet.mixer_configs import PROJECTIONS
 
+# Rows that are widened to float32 together: their memory is used again and again, not asked for anew.
+ROWS = 512
+# Most of their rows end up in the supernet as they are. Widened meanwhile, they would take twice the memory,
+# and asking the system for it most of the time of making a mixer.
+KEPT_AS_GIVEN = ("q_proj.weight", "k_proj.weight", "v_proj.weight")
+
 
 @dataclass(frozen=True)
 class Projection:
     """Heads of queries, keys or values: ``y = weight x + bias``.
 
     Attributes:
-        weight: (N, D).
+        weight: (N, D), in any floating dtype of at most 32 bits.
         bias: (N); zeros where there is none.
         head_dim: K.
     """
@@ -51,15 +57,17 @@ class Projection:
         Behind a norm with this weight (D) the channels of x are taken as independent, of size one and mean
         zero before it.
         """
-        return (self.weight.square() @ norm.square() + self.bias.square()).sqrt()
+        squares = [rows_ND.float().square() @ norm.square() for rows_ND in self.weight.split(ROWS)]
+        return (torch.cat(squares) + self.bias.square()).sqrt()
 
 
 @dataclass(frozen=True)
 class TeacherAttention:
-    """One layer of the teacher, in float32.
+    """One layer of the teacher, in float32 but for the weights of queries, keys and values.
 
     Attributes:
-        q_proj: weight of the queries' projection, (H K, D).
+        q_proj: weight of the queries' projection, (H K, D); like the next two in the teacher's own dtype if
+            that is narrower than float32.
         k_proj: the keys', (G K, D).
         v_proj: the values', (G K, D).
         o_proj: the output's, (D, H K).
@@ -83,7 +91,10 @@ class TeacherAttention:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], norm: Tensor, head_dim: int) -> TeacherAttention:
         """From a layer's tensors in any dtype, named as in ``Teacher.attention_tensors``."""
-        given = {name: tensor.float() for name, tensor in tensors.items()}
+        given = {
+            name: tensor if name in KEPT_AS_GIVEN and tensor.itemsize < 4 else tensor.float()
+            for name, tensor in tensors.items()
+        }
         return cls(
             *(given[f"{name}.weight"] for name in PROJECTIONS),
             norm=norm.float(),
