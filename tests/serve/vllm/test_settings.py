@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from gearshift.serve.vllm.guards import (
     expect_signature,
 )
 from gearshift.serve.vllm.options import OptionError, Options
+from gearshift.serve.vllm.plugin import EngineSettingError, SupernetSettings
 from gearshift.serve.vllm.policy import TurnPolicy
 from gearshift.supernet import SupernetConfig
 
@@ -122,3 +125,45 @@ def test_guards_name_the_difference_and_the_versions_that_work():
     ):
         with pytest.raises(VllmVersionError, match=r"Thing.*0\.26"):
             check()
+
+
+def settings(**changes: Any) -> SimpleNamespace:
+    """An engine's settings, as far as they are looked at before anything is refused."""
+    given = {
+        "device_config.device_type": "cuda",
+        "model_config.enforce_eager": True,
+        "model_config.hf_config": config(),
+        "use_v2_model_runner": True,
+        "parallel_config.pipeline_parallel_size": 1,
+        "parallel_config.decode_context_parallel_size": 1,
+        "speculative_config": None,
+        "kv_transfer_config": None,
+        "lora_config": None,
+        "quant_config": None,
+        "cache_config.cache_dtype": "auto",
+        **changes,
+    }
+    root = SimpleNamespace()
+    for path, value in given.items():
+        section, _, name = path.rpartition(".")
+        owner = root if not section else root.__dict__.setdefault(section, SimpleNamespace())
+        setattr(owner, name, value)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("model_config.enforce_eager", False, "CUDA graphs yet; add --enforce-eager"),
+        ("use_v2_model_runner", False, "set VLLM_USE_V2_MODEL_RUNNER=1"),
+        ("parallel_config.pipeline_parallel_size", 2, "use tensor parallelism"),
+        ("speculative_config", object(), "speculative decoding"),
+        ("kv_transfer_config", object(), "KV connectors"),
+        ("lora_config", object(), "LoRA"),
+        ("quant_config", object(), "give a supernet in bf16"),
+        ("cache_config.cache_dtype", "fp8", "kv_cache_dtype='fp8'; leave it at 'auto'"),
+    ],
+)
+def test_settings_that_cannot_be_honoured_are_refused_by_name(path: str, value: object, said: str):
+    with pytest.raises(EngineSettingError, match=f"^the Gearshift plugin does not work with .*{said}"):
+        SupernetSettings.verify_and_update_config(settings(**{path: value}))

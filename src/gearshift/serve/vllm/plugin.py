@@ -68,7 +68,9 @@ def _choose_block_size(vllm_config: VllmConfig, config: SupernetConfig) -> None:
 
 def _refuse(vllm_config: VllmConfig) -> None:
     cache, parallel = vllm_config.cache_config, vllm_config.parallel_config
+    on_gpu = vllm_config.device_config.device_type == "cuda"
     for refused, what in (
+        (on_gpu and not vllm_config.model_config.enforce_eager, "CUDA graphs yet; add --enforce-eager"),
         (not vllm_config.use_v2_model_runner, "model runner V1; set VLLM_USE_V2_MODEL_RUNNER=1"),
         (parallel.pipeline_parallel_size > 1, "pipeline parallelism; use tensor parallelism"),
         (parallel.decode_context_parallel_size > 1, "context parallelism; use tensor parallelism"),
