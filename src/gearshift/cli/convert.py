@@ -49,6 +49,7 @@ def run(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at OUT.")] = False,
 ) -> None:
     """Give every layer of a teacher its mixers, or read Super Apriel: the result is a supernet."""
+    from gearshift.cli.memory import keep_freed_memory
     from gearshift.cli.tables import say_written
     from gearshift.convert.convert import check_output, plan_conversion
     from gearshift.convert.plan import run_plan
@@ -61,6 +62,7 @@ def run(
     if dry_run:
         _print_plan(plan, out)
         return
+    keep_freed_memory()
     written = run_plan(plan, TensorFiles(teacher), out, overwrite=overwrite, progress=True)
     say_written(written, "supernet", next_step=f"gearshift info {written}")
 

@@ -6,6 +6,7 @@ runs, step by step, and holds no more than the tensors of one step.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -185,7 +186,8 @@ def _write_steps(
     steps = tuple(steps)
     infos = {tensor.name: tensor.info for step in steps for tensor in step.tensors}
     with ShardWriter(directory, infos, SHARD_BYTES) as writer, _one_thread():
-        for step in steps:
+        for step, later in itertools.zip_longest(steps, steps[1:]):
+            source.prefetch(_sources(later))
             made = None if step.make is None else step.make(source.read)
             for tensor in step.tensors:
                 if made is None:
@@ -196,6 +198,10 @@ def _write_steps(
                 report(written, tensor.name)
             assert not made, "a step made more than was planned"
     return written
+
+
+def _sources(step: Step | None) -> set[str]:
+    return set() if step is None else {name for tensor in step.tensors for name in tensor.sources}
 
 
 @contextmanager
