@@ -177,7 +177,8 @@ def test_a_killed_conversion_leaves_nothing_that_loads_and_can_be_run_again(
 ):
     out = tmp_path / "out"
     process = start("convert", larger_teacher, out)
-    wait_for(lambda: any(tmp_path.glob(".out.*.partial/*.safetensors")), process)
+    # Shards have their final names only when all is written: this is the start, not the end.
+    wait_for(lambda: any(tmp_path.glob(".out.*.partial/shard-*.partial")), process)
     process.kill()
     process.communicate()
     assert not out.exists()
