@@ -30,7 +30,7 @@ from gearshift.train.data import PackedTokens
 from gearshift.train.device import choose_device
 from gearshift.train.metrics import MetricsLog
 from gearshift.train.recipe import DistillRecipe, describe_changes, write_recipe
-from gearshift.train.tokens import load_tokenizer, pack_files, tokens_digest
+from gearshift.train.tokens import check_vocabulary, load_tokenizer, pack_files, tokens_digest
 from gearshift.train.trainer import StepResult, Trainer
 
 
@@ -160,13 +160,7 @@ def _check_model(model: SupernetForCausalLM, recipe: DistillRecipe) -> None:
 
 def _check_tokens(tokens: PackedTokens, model: SupernetForCausalLM, recipe: DistillRecipe) -> None:
     tokens.batch(1, 0, 1, recipe.sequence_length, recipe.seed)  # refuses a stream shorter than one sequence
-    largest, vocabulary = int(tokens.tokens.max()), model.config.vocab_size
-    assert vocabulary is not None
-    if largest >= vocabulary:
-        raise RunError(
-            f"the tokenizer in {recipe.supernet} made token {largest}, but the model knows {vocabulary}; "
-            "copy the teacher's tokenizer there"
-        )
+    check_vocabulary(tokens.tokens, model.config.vocab_size, recipe.supernet)
 
 
 def _restore(path: Path, fresh: TrainingState, trainer: Trainer) -> TrainingState:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gearshift.errors import GearshiftError
@@ -52,6 +53,21 @@ def pack_files(paths: Iterable[Path], tokenizer: PreTrainedTokenizerBase) -> Pac
     end_token = tokenizer.eos_token_id
     assert isinstance(end_token, int)
     return PackedTokens.from_documents(documents, encoder(tokenizer), end_token)
+
+
+def check_vocabulary(tokens: npt.NDArray[np.integer], vocabulary: int | None, directory: Path) -> None:
+    """Refuse tokens that the model of this directory does not know.
+
+    Raises:
+        TokenizerError: there is one.
+    """
+    assert vocabulary is not None
+    largest = int(tokens.max())
+    if largest >= vocabulary:
+        raise TokenizerError(
+            f"the tokenizer in {directory} made token {largest}, but the model knows {vocabulary}; "
+            "copy the teacher's tokenizer there"
+        )
 
 
 def tokens_digest(tokens: PackedTokens) -> str:

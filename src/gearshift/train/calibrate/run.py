@@ -27,7 +27,7 @@ from gearshift.train.calibrate.walk import TeacherWalk
 from gearshift.train.calibrate.windows import Windows, read_windows
 from gearshift.train.data import PackedTokens
 from gearshift.train.device import choose_device
-from gearshift.train.tokens import load_tokenizer, tokens_digest
+from gearshift.train.tokens import check_vocabulary, load_tokenizer, tokens_digest
 
 CALIBRATED = "calibrated"
 
@@ -75,7 +75,7 @@ def calibrate(
     source = open_source(supernet, directory.supernet, overwrite=True)
     _check_source(source, settings)
     windows = read_windows(Path(data), load_tokenizer(source.directory), settings)
-    _check_vocabulary(source, windows)
+    check_vocabulary(windows.tokens_NT, source.config.vocab_size, source.directory)
     walk = TeacherWalk(source.config, source.files, windows, choose_device(device))
     directory.start(_record(source, windows, settings))
     if not directory.supernet.exists():
@@ -96,16 +96,6 @@ def _check_source(source: Source, settings: CalibrationSettings) -> None:
         raise CalibrationError(
             f"sequence_length is {settings.sequence_length}; the teacher was made for {longest} tokens "
             "at most"
-        )
-
-
-def _check_vocabulary(source: Source, windows: Windows) -> None:
-    largest, vocabulary = int(windows.tokens_NT.max()), source.config.vocab_size
-    assert vocabulary is not None
-    if largest >= vocabulary:
-        raise CalibrationError(
-            f"the tokenizer in {source.directory} made token {largest}, but the model knows {vocabulary}; "
-            "copy the teacher's tokenizer there"
         )
 
 
