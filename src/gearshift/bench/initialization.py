@@ -323,8 +323,10 @@ def main() -> None:
     write_texts(given.work)
     lines = [variant.name for variant in ABLATION] if given.lines is None else given.lines.split(",")
     job = Job(TEACHER, given.work, Sizes(device=given.device), stages=tuple(given.stages.split(",")))
-    jobs = [replace(job, variant=variant) for variant in ABLATION if variant.name in lines]
-    run_jobs([*jobs, *(replace(job, seed=seed) for seed in range(given.seeds))], given.workers, given.out)
+    # The longest jobs first, so that no worker is left alone with one at the end.
+    jobs = [replace(job, seed=seed) for seed in range(given.seeds)]
+    jobs += [replace(job, variant=variant) for variant in ABLATION if variant.name in lines]
+    run_jobs(jobs, given.workers, given.out)
 
 
 def _shown(row: Row) -> Row:
