@@ -87,3 +87,12 @@ def test_two_calls_are_one() -> None:
     second, last = short_convolution(x[:, 2:], weight, middle)
     assert relative_error(torch.cat([first, second], dim=1), whole) < 1e-6
     assert torch.equal(last, end)
+
+
+def test_mixed_precision_gives_the_dtype_of_the_inputs() -> None:
+    x, weight, state = random_inputs(5, 9, 4)
+    out, next_state = short_convolution(x.bfloat16(), weight, state)
+    assert out.dtype == next_state.dtype == torch.bfloat16
+    # Only the inputs and the result are rounded, not what lies between.
+    exact, _ = short_convolution(x.bfloat16().float(), weight, state.bfloat16().float())
+    assert torch.equal(out, exact.bfloat16())

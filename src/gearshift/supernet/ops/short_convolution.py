@@ -30,7 +30,7 @@ def short_convolution(
         activation: ``silu`` or ``none``.
 
     Returns:
-        Outputs (B, T, C), and the last K-1 inputs that count, shape (B, K-1, C).
+        Outputs (B, T, C) in x's dtype, and the last K-1 inputs that count, shape (B, K-1, C).
     """
     taps = weight_CK.shape[1]
     tokens = x_BTC.shape[1]
@@ -44,7 +44,8 @@ def short_convolution(
         out = torch.addcmul(out, history[:, tap : tap + tokens], weight_CK[:, tap])
     if bias_C is not None:
         out = out + bias_C
-    return CONV_ACTIVATIONS[activation](out), _last_inputs(history, taps - 1, lengths_B)
+    # Under autocast x is in bfloat16 and the filters in float32; the kernels behind want what x is.
+    return CONV_ACTIVATIONS[activation](out).to(x_BTC.dtype), _last_inputs(history, taps - 1, lengths_B)
 
 
 def _last_inputs(history: Tensor, count: int, lengths_B: Tensor | None) -> Tensor:
