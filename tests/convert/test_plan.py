@@ -6,6 +6,8 @@ import errno
 import os
 import shutil
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from torch import Tensor
 
 import gearshift.convert.plan as plan_module
 from gearshift.convert.convert import convert_teacher, plan_conversion
-from gearshift.convert.plan import COPIED, Plan, PlannedTensor, Step, run_plan, working_memory
+from gearshift.convert.plan import COPIED, Plan, PlannedTensor, Step, _beside, run_plan, working_memory
 from gearshift.convert.plan_groups import plan_groups
 from gearshift.errors import CheckpointError
 from gearshift.supernet import load_supernet
@@ -249,3 +251,27 @@ def test_a_read_only_place_is_named(read_only: Path, make_teacher: MakeTeacher):
     with pytest.raises(CheckpointError, match=r"could not write .*out: .*(Read-only|Permission denied)"):
         convert_teacher(make_teacher(), read_only / "out")
     assert list(read_only.iterdir()) == []
+
+
+def test_what_fails_beside_ends_the_making_too() -> None:
+    def fail(stop: threading.Event) -> None:
+        raise CheckpointError("the copy failed")
+
+    steps = 0
+    with pytest.raises(CheckpointError, match="the copy failed"), _beside(fail) as check:
+        while steps < 10_000:
+            steps += 1
+            time.sleep(0.001)
+            check()
+    assert steps < 10_000
+
+
+def test_what_runs_beside_is_told_to_stop_when_the_making_fails() -> None:
+    told = []
+
+    def wait(stop: threading.Event) -> None:
+        told.append(stop.wait(30))
+
+    with pytest.raises(KeyboardInterrupt), _beside(wait):
+        raise KeyboardInterrupt
+    assert told == [True]

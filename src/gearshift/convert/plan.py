@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,26 +184,74 @@ def free_bytes(out: Path) -> int:
 def _write_steps(
     steps: Iterable[Step], source: TensorFiles, directory: Path, report: Report, written: int = 0
 ) -> int:
-    """Write what the steps make; returns how many bytes are written in all."""
+    """Write what the steps make; returns how many bytes are written in all.
+
+    Copies wait for the disk and new tensors for the processor, so each kind has a thread of its own.
+    """
     steps = tuple(steps)
     infos = {tensor.name: tensor.info for step in steps for tensor in step.tensors}
+    copies = tuple(step for step in steps if step.make is None)
     with ShardWriter(directory, infos, SHARD_BYTES) as writer, _one_thread():
-        for step, later in itertools.zip_longest(steps, steps[1:]):
-            source.prefetch(_sources(later))
-            made = None if step.make is None else step.make(source.read)
+        run = _Run(source, writer, report, written)
+        with _beside(lambda stop: run.copy(copies, stop)) as check:
+            run.make(tuple(step for step in steps if step.make is not None), check)
+    return run.written
+
+
+class _Run:
+    """Steps on their way into files; copies and new tensors may be written at the same time."""
+
+    def __init__(self, source: TensorFiles, writer: ShardWriter, report: Report, written: int) -> None:
+        self.source, self.writer, self.report, self.written = source, writer, report, written
+        self._lock = threading.Lock()
+
+    def copy(self, steps: Sequence[Step], stop: threading.Event) -> None:
+        """Write steps of copies, until there are no more or it is told to stop."""
+        for step in self._read_ahead(steps):
             for tensor in step.tensors:
-                if made is None:
-                    writer.copy(tensor.name, source, tensor.sources[0])
-                else:
-                    _write_made(tensor, made.pop(tensor.name), writer)
-                written += tensor.info.nbytes
-                report(written, tensor.name)
+                if stop.is_set():
+                    return
+                self.writer.copy(tensor.name, self.source, tensor.sources[0])
+                self._count(tensor)
+
+    def make(self, steps: Sequence[Step], check: Callable[[], None]) -> None:
+        """Make and write new tensors; ``check`` is called between steps and may raise."""
+        for step in self._read_ahead(steps):
+            check()
+            assert step.make is not None
+            made = step.make(self.source.read)
+            for tensor in step.tensors:
+                _write_made(tensor, made.pop(tensor.name), self.writer)
+                self._count(tensor)
             assert not made, "a step made more than was planned"
-    return written
+
+    def _read_ahead(self, steps: Sequence[Step]) -> Iterator[Step]:
+        for step, later in itertools.zip_longest(steps, steps[1:]):
+            if later is not None:
+                self.source.prefetch({name for tensor in later.tensors for name in tensor.sources})
+            yield step
+
+    def _count(self, tensor: PlannedTensor) -> None:
+        with self._lock:
+            self.written += tensor.info.nbytes
+            self.report(self.written, tensor.name)
 
 
-def _sources(step: Step | None) -> set[str]:
-    return set() if step is None else {name for tensor in step.tensors for name in tensor.sources}
+@contextmanager
+def _beside(work: Callable[[threading.Event], None]) -> Iterator[Callable[[], None]]:
+    """Do ``work`` in a second thread while the block runs; the block ends when both have ended.
+
+    Yields what raises an error of the work as soon as there is one. ``work`` is told to stop when the block
+    fails, or is interrupted.
+    """
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work, stop)
+        try:
+            yield lambda: future.result() if future.done() else None
+            future.result()
+        finally:
+            stop.set()
 
 
 @contextmanager
