@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 import torch
 
-from gearshift.serve.vllm.recurrent_ops import NaiveOps, RecurrentMetadata
+from gearshift.serve.vllm.recurrent_ops import DeltaGates, NaiveOps, RecurrentMetadata
 from gearshift.supernet.ops.delta_rule import delta_rule
+from gearshift.supernet.ops.gated_norm import GatedRMSNorm
 from gearshift.supernet.ops.short_convolution import short_convolution
 
 PAGES, KEY_HEADS, HEADS, KEYS, VALUES, CHANNELS, TAPS = 9, 2, 4, 16, 32, 48, 4
@@ -33,8 +35,19 @@ def rule_inputs(tokens: int, per_channel: bool) -> Any:
     key_heads = HEADS if per_channel else KEY_HEADS
     q, k = torch.randn(2, tokens, key_heads, KEYS)
     v = torch.randn(tokens, HEADS, values(per_channel))
-    g = -torch.rand(tokens, HEADS, *([KEYS] if per_channel else []))
-    return q, k, v, g, torch.rand(tokens, HEADS)
+    decay = torch.randn(tokens, HEADS, *([KEYS] if per_channel else []))
+    return q, k, v, decay, torch.randn(tokens, HEADS)
+
+
+def gates(decay: torch.Tensor, strength: torch.Tensor) -> DeltaGates:
+    """As mixers make them, with heads that forget at different speeds."""
+    bias = torch.linspace(-2, 1, decay[0].numel())
+    return DeltaGates(decay, strength, torch.linspace(-1, 0.5, HEADS), bias)
+
+
+def run(ops: Any, inputs: Any, memory: torch.Tensor, batch: RecurrentMetadata) -> torch.Tensor:
+    q, k, v, decay, strength = inputs
+    return ops.delta_rule(q, k, v, gates(decay, strength), memory, batch)
 
 
 def strided(*shape: int) -> torch.Tensor:
@@ -50,11 +63,13 @@ def test_pieces_of_requests_give_what_whole_ones_give(per_channel):
     inputs, rule = rule_inputs(60, per_channel), cast(Any, delta_rule)
     # What a new request's page may hold.
     memory = torch.full((PAGES, HEADS, values(per_channel), KEYS), float("nan"))
-    whole = [rule(*(x[None, part] for x in inputs), None) for part in (slice(0, 35), slice(35, 60))]
+    q, k, v, decay, strength = inputs
+    activated = (q, k, v, *gates(decay, strength).applied())
+    whole = [rule(*(x[None, part] for x in activated), None) for part in (slice(0, 35), slice(35, 60))]
     first = [*range(30), *range(35, 55)]
-    out = ops.delta_rule(*(x[first] for x in inputs), memory, metadata([30, 20], [False, False]))
+    out = run(ops, [x[first] for x in inputs], memory, metadata([30, 20], [False, False]))
     rest = [*range(30, 35), *range(55, 60)]
-    later = ops.delta_rule(*(x[rest] for x in inputs), memory, metadata([5, 5], [True, True]))
+    later = run(ops, [x[rest] for x in inputs], memory, metadata([5, 5], [True, True]))
     expected = torch.cat([out for out, _ in whole], dim=1)[0]
     torch.testing.assert_close(out, expected[first], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(later, expected[rest], atol=1e-5, rtol=1e-5)
@@ -95,8 +110,8 @@ def test_decoding_kernels_against_the_naive_twins(kernels, per_channel):
     memory = strided(HEADS, values(per_channel), KEYS)
     naive_memory, kernel_memory = memory.clone(), memory
     naive: Any = NaiveOps()
-    expected = naive.delta_rule(*inputs, naive_memory, batch)
-    found = kernels.delta_rule(*inputs, kernel_memory, batch)
+    expected = run(naive, inputs, naive_memory, batch)
+    found = run(kernels, inputs, kernel_memory, batch)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(kernel_memory, naive_memory, atol=1e-5, rtol=1e-4)
 
@@ -113,3 +128,28 @@ def test_the_convolution_kernel_against_the_naive_twin(kernels, activation, bias
     found = kernels.convolve(x.clone(), weight, biases, activation, inputs, batch)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(inputs, naive_inputs)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_rows_that_only_fill_a_graph_up_change_no_state(kernels, per_channel):
+    inputs, batch = rule_inputs(3, per_channel), metadata([1, 1, 1], [True] * 3)
+    memory = strided(HEADS, values(per_channel), KEYS)
+    before, alone = memory.clone(), memory.clone()
+    # The third row is padding: no tokens of its own, and the null page.
+    padded = replace(
+        batch, starts=torch.tensor([0, 1, 2, 2], dtype=torch.int32), pages=torch.tensor([2, 4, 0])
+    )
+    found = run(kernels, inputs, memory, padded)
+    expected = run(NaiveOps(), [x[:2] for x in inputs], alone, metadata([1, 1], [True] * 2))
+    torch.testing.assert_close(found[:2], expected, atol=1e-5, rtol=1e-4)
+    assert torch.equal(memory[[0, 1, 3, 5, 6]], before[[0, 1, 3, 5, 6]])
+
+
+@pytest.mark.parametrize("activation", ["silu", "sigmoid"])
+def test_the_gated_norm_kernel_against_the_naive_twin(kernels, activation):
+    torch.manual_seed(0)
+    norm = GatedRMSNorm(VALUES, 1e-5, activation)
+    norm.weight.data.normal_()
+    out, gate = torch.randn(3, HEADS, VALUES), torch.randn(3, 2 * HEADS * VALUES)[:, : HEADS * VALUES]
+    gate = gate.unflatten(-1, (HEADS, VALUES))
+    torch.testing.assert_close(kernels.gated_norm(out, gate, norm), NaiveOps().gated_norm(out, gate, norm))

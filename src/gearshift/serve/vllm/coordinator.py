@@ -145,13 +145,18 @@ class SlotCoordinator(KVCacheCoordinator):
         num_local_computed_tokens: int,
         num_external_computed_tokens: int,
     ) -> None:
-        """See vLLM's; a running request has them already."""
-        assert num_external_computed_tokens == 0, "KV connectors are refused when the engine starts"
-        for group, manager in self._active(request_id):
-            if request_id not in manager.num_cached_block:
-                manager.add_local_computed_blocks(
-                    request_id, new_computed_blocks[group], num_local_computed_tokens, 0
-                )
+        """See vLLM's; a running request has them already. What was found is held before more is taken."""
+        local, external = num_local_computed_tokens, num_external_computed_tokens
+        new = [
+            (group, manager)
+            for group, manager in self._active(request_id)
+            if request_id not in manager.num_cached_block
+        ]
+        for group, manager in new:
+            manager.add_local_computed_blocks(request_id, new_computed_blocks[group], local, external)
+        for _, manager in new:
+            if external:
+                manager.allocate_external_computed_blocks(request_id, local, external)
 
     def allocate_new_blocks(
         self, request_id: str, num_tokens: int, num_tokens_main_model: int, num_encoder_tokens: int = 0

@@ -20,11 +20,10 @@ from vllm.model_executor.layers.linear import (
 )
 
 from gearshift.serve.vllm.geometry import StateShape
-from gearshift.serve.vllm.recurrent_ops import RecurrentMetadata, recurrent_ops
+from gearshift.serve.vllm.recurrent_ops import DeltaGates, RecurrentMetadata, recurrent_ops
 from gearshift.serve.vllm.shards import sharded_parameter
 from gearshift.supernet.config import SupernetConfig
 from gearshift.supernet.mixer_configs import GatedDeltaNetConfig, KimiDeltaAttentionConfig
-from gearshift.supernet.mixers.recurrent import log_decay
 from gearshift.supernet.ops.gated_norm import GatedRMSNorm
 
 # Where the weights of a checkpoint go, as for attention: those whose names or parts differ.
@@ -80,8 +79,8 @@ class DeltaMixer(nn.Module):
         memory, inputs = self.state_pages
         qkv = self.ops.convolve(qkv, self.conv.weight, self.conv.bias, self.activation, inputs, metadata)
         q, k, v = self.split_heads(qkv)
-        g, beta = self.decay_and_strength(x_ND)
-        return self.output(self.ops.delta_rule(q, k, v, g, beta, memory, metadata), gate)
+        out = self.ops.delta_rule(q, k, v, self.gates(x_ND), memory, metadata)
+        return self.project(self.ops.gated_norm(out, gate, self.output_norm).flatten(1))
 
     @abstractmethod
     def inputs(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,12 +91,17 @@ class DeltaMixer(nn.Module):
         """Queries and keys (N, G, K), values (N, H, V)."""
 
     @abstractmethod
-    def decay_and_strength(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Log decay, (N, H) or (N, H, K), and write strength (N, H)."""
+    def gates(self, x_ND: Tensor) -> DeltaGates:
+        """Decay and write strength."""
+
+    @property
+    @abstractmethod
+    def output_norm(self) -> GatedRMSNorm:
+        """What gates and normalises each head."""
 
     @abstractmethod
-    def output(self, out_NHV: Tensor, gate_NHV: Tensor) -> Tensor:
-        """Gate, normalise and project."""
+    def project(self, out_NC: Tensor) -> Tensor:
+        """This rank's part of the output, (N, D)."""
 
 
 class GatedDeltaNetMixer(DeltaMixer):
@@ -138,14 +142,19 @@ class GatedDeltaNetMixer(DeltaMixer):
         q, k, v = (x.unflatten(-1, (-1, dim)) for x, dim in zip((q, k, v), dims, strict=True))
         return q, k, v
 
-    def decay_and_strength(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+    def gates(self, x_ND: Tensor) -> DeltaGates:
         """See `DeltaMixer`."""
         b, a = self.in_proj_ba(x_ND)[0].chunk(2, dim=-1)
-        return log_decay(self.A_log, a, self.dt_bias), b.sigmoid()
+        return DeltaGates(a, b, self.A_log, self.dt_bias)
 
-    def output(self, out_NHV: Tensor, gate_NHV: Tensor) -> Tensor:
+    @property
+    def output_norm(self) -> GatedRMSNorm:
         """See `DeltaMixer`."""
-        return self.out_proj(self.norm(out_NHV, gate_NHV).flatten(1))[0]
+        return self.norm
+
+    def project(self, out_NC: Tensor) -> Tensor:
+        """See `DeltaMixer`."""
+        return self.out_proj(out_NC)[0]
 
 
 class KimiDeltaAttentionMixer(DeltaMixer):
@@ -184,12 +193,16 @@ class KimiDeltaAttentionMixer(DeltaMixer):
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in qkv_NC.chunk(3, dim=-1))
         return q, k, v
 
-    def decay_and_strength(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+    def gates(self, x_ND: Tensor) -> DeltaGates:
         """See `DeltaMixer`."""
-        x = self.f_b_proj(self.f_a_proj(x_ND)[0])[0].unflatten(-1, (-1, self.head_dim))
-        g = log_decay(self.A_log[:, None], x, self.dt_bias.view(-1, self.head_dim))
-        return g, self.b_proj(x_ND)[0].float().sigmoid()
+        decay = self.f_b_proj(self.f_a_proj(x_ND)[0])[0].unflatten(-1, (-1, self.head_dim))
+        return DeltaGates(decay, self.b_proj(x_ND)[0], self.A_log, self.dt_bias)
 
-    def output(self, out_NHV: Tensor, gate_NHV: Tensor) -> Tensor:
+    @property
+    def output_norm(self) -> GatedRMSNorm:
         """See `DeltaMixer`."""
-        return self.o_proj(self.o_norm(out_NHV, gate_NHV).flatten(1))[0]
+        return self.o_norm
+
+    def project(self, out_NC: Tensor) -> Tensor:
+        """See `DeltaMixer`."""
+        return self.o_proj(out_NC)[0]

@@ -117,6 +117,11 @@ class SlotStateManager(_SlotManager):
         held += self.block_pool.get_new_blocks(1)
         return list(held)
 
+    def allocate_external_computed_blocks(
+        self, request_id: str, num_local_computed_tokens: int, num_external_computed_tokens: int
+    ) -> None:
+        """The one block does."""
+
     def cache_blocks(self, request: Request, num_tokens: int, retention_interval: int | None = None) -> None:
         """A state changes with every token: it is never a finished block."""
 

@@ -5,7 +5,7 @@ Letters: N tokens of the batch, D channels of the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -42,10 +42,12 @@ class StepPlan:
     Attributes:
         rows: for each layer, the mixers that are used and the numbers of their tokens; None for all tokens.
         slot_mapping: for each attention by its prefix, where the new keys and values go.
+        begin: what is to be done before the first layer, inside the step's graph; None for nothing.
     """
 
     rows: list[dict[str, Tensor | None]]
     slot_mapping: dict[str, Tensor] = field(default_factory=dict)
+    begin: Callable[[], None] | None = None
 
 
 class ServedLayer(nn.Module):
@@ -218,6 +220,8 @@ class ServedSupernet(nn.Module):
         if context.attn_metadata is not None:
             # vLLM has slots by group; with seats, each layer has its own.
             context.slot_mapping = self.plan.slot_mapping
+        if self.plan.begin is not None:
+            self.plan.begin()
         hidden = self.embed_input_ids(cast(Tensor, input_ids)) if inputs_embeds is None else inputs_embeds
         residual = None
         for layer, rows in zip(self.layers(), self.plan.rows, strict=True):

@@ -8,6 +8,7 @@ from typing import Any
 from gearshift.errors import GearshiftError
 
 KEY = "gearshift"
+_LEAST = {"slots": 1, "max_placements_per_step": 0, "graph_seconds": 0, "graph_bytes": 0}
 
 
 class OptionError(GearshiftError, ValueError):
@@ -23,10 +24,17 @@ class Options:
             quarter of the layers, at most 12.
         max_placements_per_step: how many placements may share one step; 0 for as many as there are. With 1
             the placements take turns.
+        graph_seconds: time at start that the CUDA graphs may take.
+        graph_bytes: memory that they may take.
+        pretend_prefilled: treat all of a prompt but its last token as computed already, so that decoding at
+            long contexts can be timed without prompts; what is generated is nonsense.
     """
 
     slots: int | None = None
     max_placements_per_step: int = 0
+    graph_seconds: int = 90
+    graph_bytes: int = 4_000_000_000
+    pretend_prefilled: bool = False
 
     def slots_for(self, layers: int) -> int:
         """The slots of a model with so many layers."""
@@ -45,8 +53,12 @@ class Options:
             raise OptionError(
                 f"additional_config[{KEY!r}] is {given!r}; expected an object with some of {', '.join(known)}"
             )
-        for name, least in (("slots", 1), ("max_placements_per_step", 0)):
+        for name, least in _LEAST.items():
             value = given.get(name, least)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise OptionError(f"{KEY}.{name} is {value!r}; expected a whole number, at least {least}")
+        if not isinstance(given.get("pretend_prefilled", False), bool):
+            raise OptionError(
+                f"{KEY}.pretend_prefilled is {given['pretend_prefilled']!r}; expected true or false"
+            )
         return cls(**given)

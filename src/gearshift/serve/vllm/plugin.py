@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from vllm.config.compilation import CompilationMode, CUDAGraphMode
 
 from gearshift.errors import GearshiftError
+from gearshift.placement import Placement
+from gearshift.presets import read_presets
 from gearshift.serve.vllm.geometry import CacheTypes, check_servable, default_block_tokens, held_mixers
 from gearshift.serve.vllm.http import offer_presets
 from gearshift.serve.vllm.options import Options
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
 ARCHITECTURE = "SupernetForCausalLM"
 MODEL_CLASS = "gearshift.serve.vllm.model:ServedSupernet"
 SCHEDULER = "gearshift.serve.vllm.scheduler.PlacementScheduler"
+WORKER = "gearshift.serve.vllm.worker.PlacementWorker"
 
 
 class EngineSettingError(GearshiftError, ValueError):
@@ -50,6 +55,7 @@ class SupernetSettings:
         _refuse(vllm_config)
         check_servable(config, vllm_config.parallel_config.tensor_parallel_size)
         _choose_block_size(vllm_config, config)
+        _choose_graphs(vllm_config)
         scheduler = vllm_config.scheduler_config
         if scheduler.scheduler_cls is None:
             scheduler.scheduler_cls = SCHEDULER
@@ -66,11 +72,40 @@ def _choose_block_size(vllm_config: VllmConfig, config: SupernetConfig) -> None:
         cache.user_specified_block_size = True
 
 
+def _choose_graphs(vllm_config: VllmConfig) -> None:
+    """Full graphs of decode steps; no compilation, which gains nothing beside them and takes a minute."""
+    compilation, parallel = vllm_config.compilation_config, vllm_config.parallel_config
+    if vllm_config.device_config.device_type != "cuda":
+        return
+    if parallel.worker_cls in ("auto", "vllm.v1.worker.gpu_worker.Worker"):
+        parallel.worker_cls = WORKER
+    if vllm_config.model_config.enforce_eager:
+        return
+    compilation.mode, compilation.cudagraph_mode = CompilationMode.NONE, CUDAGraphMode.FULL_DECODE_ONLY
+    if compilation.cudagraph_capture_sizes is None:
+        compilation.cudagraph_capture_sizes = graph_sizes(vllm_config.scheduler_config.max_num_seqs)
+
+
+def graph_sizes(most: int) -> list[int]:
+    """Batch sizes that get graphs of their own: each at most a quarter larger than the next smaller one."""
+    sizes = [1, 2, 4]
+    while sizes[-1] < most:
+        sizes.append(sizes[-1] + max(4, (1 << (sizes[-1].bit_length() - 1)) // 4))
+    return sorted({min(size, most) for size in sizes})
+
+
+def graph_placements(vllm_config: VllmConfig) -> list[str]:
+    """The placements that get CUDA graphs, as texts: the default one, and those of the presets."""
+    model = vllm_config.model_config
+    config = cast(SupernetConfig, model.hf_config)
+    presets = read_presets(Path(model.model), config.placement_space) if Path(model.model).is_dir() else {}
+    default = str(Placement.parse(cast(str, config.placement)))
+    return list(dict.fromkeys([default, *(str(preset.placement) for preset in presets.values())]))
+
+
 def _refuse(vllm_config: VllmConfig) -> None:
     cache, parallel = vllm_config.cache_config, vllm_config.parallel_config
-    on_gpu = vllm_config.device_config.device_type == "cuda"
     for refused, what in (
-        (on_gpu and not vllm_config.model_config.enforce_eager, "CUDA graphs yet; add --enforce-eager"),
         (not vllm_config.use_v2_model_runner, "model runner V1; set VLLM_USE_V2_MODEL_RUNNER=1"),
         (parallel.pipeline_parallel_size > 1, "pipeline parallelism; use tensor parallelism"),
         (parallel.decode_context_parallel_size > 1, "context parallelism; use tensor parallelism"),

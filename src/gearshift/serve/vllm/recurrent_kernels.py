@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from torch import Tensor
 from vllm.model_executor.layers.mamba.ops.causal_conv1d import causal_conv1d_update
-from vllm.third_party.flash_linear_attention.ops import fused_recurrent_gated_delta_rule
-from vllm.third_party.flash_linear_attention.ops.kda import fused_recurrent_kda
+from vllm.third_party.flash_linear_attention.ops import fused_sigmoid_gating_delta_rule_update
+from vllm.third_party.flash_linear_attention.ops.layernorm_guard import rmsnorm_fn
 
 from gearshift.serve.vllm.guards import expect_signature
-from gearshift.serve.vllm.recurrent_ops import NaiveOps, RecurrentMetadata
+from gearshift.serve.vllm.recurrent_ops import DeltaGates, NaiveOps, RecurrentMetadata
+from gearshift.supernet.ops.gated_norm import GatedRMSNorm
 
-for _kernel in (fused_recurrent_gated_delta_rule, fused_recurrent_kda):
-    expect_signature(_kernel, "q", "k", "v", "g", "beta", "scale", "initial_state", "inplace_final_state")
+expect_signature(
+    fused_sigmoid_gating_delta_rule_update, "A_log", "a", "b", "dt_bias", "q", "k", "v", "beta", "threshold"
+)
+expect_signature(
+    rmsnorm_fn, "x", "weight", "bias", "z", "eps", "group_size", "norm_before_gate", "activation"
+)
 expect_signature(
     causal_conv1d_update, "x", "conv_state", "weight", "bias", "activation", "conv_state_indices"
 )
@@ -46,26 +51,36 @@ class KernelOps(NaiveOps):
         q_NGK: Tensor,
         k_NGK: Tensor,
         v_NHV: Tensor,
-        g_NHx: Tensor,
-        beta_NH: Tensor,
+        gates: DeltaGates,
         memory_PHVK: Tensor,
         metadata: RecurrentMetadata,
     ) -> Tensor:
-        """See `RecurrentOps`. The kernels have one batch row, in which the requests follow each other."""
+        """See `RecurrentOps`. The kernel has one batch row, in which the requests follow each other.
+
+        With decays for each channel it is right for one token a request only: its pointer to them moves on by
+        heads instead of channels.
+        """
         if not metadata.all_decode:
-            return super().delta_rule(q_NGK, k_NGK, v_NHV, g_NHx, beta_NH, memory_PHVK, metadata)
-        rule = fused_recurrent_kda if g_NHx.dim() == 3 else fused_recurrent_gated_delta_rule
-        q, k, v, g, beta = (x[None].contiguous() for x in (q_NGK, k_NGK, v_NHV, g_NHx, beta_NH))
-        out, _ = rule(
-            q,
-            k,
-            v,
-            g,
-            beta,
+            return super().delta_rule(q_NGK, k_NGK, v_NHV, gates, memory_PHVK, metadata)
+        out, _ = fused_sigmoid_gating_delta_rule_update(
+            gates.a_log,
+            gates.decay[None],
+            gates.strength[None],
+            gates.dt_bias,
+            q_NGK[None],
+            k_NGK[None],
+            v_NHV[None],
             initial_state=memory_PHVK,
             inplace_final_state=True,
             cu_seqlens=metadata.starts,
-            ssm_state_indices=metadata.pages.int(),  # pyright: ignore[reportArgumentType] - any integers
+            ssm_state_indices=metadata.pages,
             use_qk_l2norm_in_kernel=True,
+            is_kda=gates.per_channel,
         )
         return out[0]
+
+    def gated_norm(self, out_NHV: Tensor, gate_NHV: Tensor, norm: GatedRMSNorm) -> Tensor:
+        """See `RecurrentOps`."""
+        out, gate = (x.reshape(-1, x.shape[-1]) for x in (out_NHV, gate_NHV))
+        normed = rmsnorm_fn(out, norm.weight, None, z=gate, eps=norm.eps, activation=norm.activation_name)
+        return normed.view(out_NHV.shape)

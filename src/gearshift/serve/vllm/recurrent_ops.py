@@ -1,4 +1,4 @@
-"""The two operations of a recurrent mixer on a batch of requests: the one point where backends part.
+"""The operations of a recurrent mixer on a batch of requests: the one point where backends part.
 
 Letters: N tokens of the batch, R requests, C channels of the convolutions, P pages of states, G key heads, H
 value heads, K key channels, V value channels.
@@ -12,7 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gearshift.supernet.mixers.recurrent import log_decay
 from gearshift.supernet.ops.delta_rule import delta_rule
+from gearshift.supernet.ops.gated_norm import GatedRMSNorm
 from gearshift.supernet.ops.short_convolution import short_convolution
 
 
@@ -23,7 +25,7 @@ class RecurrentMetadata:
     Attributes:
         starts: borders of the requests among the tokens, (R + 1), int32.
         lengths: tokens of each request.
-        pages: the page of each request's state, (R), int64.
+        pages: the page of each request's state, (R), integers.
         continued: whether the request has a state already, (R), bool; otherwise the page holds rubbish.
         all_decode: whether every request has a state and one more token.
     """
@@ -35,8 +37,36 @@ class RecurrentMetadata:
     all_decode: bool
 
 
+@dataclass(frozen=True)
+class DeltaGates:
+    """How fast a state decays and how strongly a token writes, before their activations.
+
+    Attributes:
+        decay: (N, H), or (N, H, K) with a decay for each key channel.
+        strength: (N, H).
+        a_log: (H).
+        dt_bias: (H), or (H * K).
+    """
+
+    decay: Tensor
+    strength: Tensor
+    a_log: Tensor
+    dt_bias: Tensor
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether each key channel has a decay of its own."""
+        return self.decay.dim() == 3
+
+    def applied(self) -> tuple[Tensor, Tensor]:
+        """Log decay in the shape of ``decay``, and write strength from 0 to 1."""
+        a_log = self.a_log[:, None] if self.per_channel else self.a_log
+        g = log_decay(a_log, self.decay, self.dt_bias.view(self.decay.shape[1:]))
+        return g, self.strength.float().sigmoid()
+
+
 class RecurrentOps(Protocol):
-    """A backend. Both operations read the states of the pages and leave the new ones there."""
+    """A backend. Convolution and delta rule read the states of the pages and leave the new ones there."""
 
     def convolve(
         self,
@@ -55,12 +85,15 @@ class RecurrentOps(Protocol):
         q_NGK: Tensor,
         k_NGK: Tensor,
         v_NHV: Tensor,
-        g_NHx: Tensor,
-        beta_NH: Tensor,
+        gates: DeltaGates,
         memory_PHVK: Tensor,
         metadata: RecurrentMetadata,
     ) -> Tensor:
-        """The delta rule with decay a head, g (N, H), or a channel, (N, H, K); returns (N, H, V)."""
+        """The delta rule, (N, H, V)."""
+        ...
+
+    def gated_norm(self, out_NHV: Tensor, gate_NHV: Tensor, norm: GatedRMSNorm) -> Tensor:
+        """Each head normalised and gated, (N, H, V)."""
         ...
 
 
@@ -93,13 +126,12 @@ class NaiveOps:
         q_NGK: Tensor,
         k_NGK: Tensor,
         v_NHV: Tensor,
-        g_NHx: Tensor,
-        beta_NH: Tensor,
+        gates: DeltaGates,
         memory_PHVK: Tensor,
         metadata: RecurrentMetadata,
     ) -> Tensor:
         """See `RecurrentOps`."""
-        lengths = list(metadata.lengths)
+        lengths, (g_NHx, beta_NH) = list(metadata.lengths), gates.applied()
         rows = zip(*(x.split(lengths) for x in (q_NGK, k_NGK, v_NHV, g_NHx, beta_NH)), strict=True)
         outputs = []
         for row, inputs in enumerate(rows):
@@ -110,6 +142,10 @@ class NaiveOps:
             memory_PHVK[page] = after[0].transpose(1, 2).to(memory_PHVK.dtype)
             outputs.append(out[0])
         return torch.cat(outputs)
+
+    def gated_norm(self, out_NHV: Tensor, gate_NHV: Tensor, norm: GatedRMSNorm) -> Tensor:
+        """See `RecurrentOps`."""
+        return norm(out_NHV, gate_NHV)
 
 
 def recurrent_ops(device: torch.device) -> RecurrentOps:

@@ -20,6 +20,7 @@ from gearshift.serve.vllm.guards import expect_attributes, expect_signature
 from gearshift.serve.vllm.options import Options
 from gearshift.serve.vllm.placements import PlacedLayers, PlacementTable
 from gearshift.serve.vllm.policy import TurnPolicy
+from gearshift.serve.vllm.pretend import PretendPrefilled
 from gearshift.supernet.config import SupernetConfig
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ class PlacementScheduler(AsyncScheduler):
         self.placed: dict[str, PlacedLayers] = {}
         options = Options.read(self.vllm_config.additional_config)
         self.turns = TurnPolicy(options.max_placements_per_step)
+        if options.pretend_prefilled:
+            self.connector: Any = PretendPrefilled()
         self._salt = _checkpoint_stamp(self.vllm_config)
 
     def add_request(self, request: Request) -> None:

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from vllm.config.compilation import CUDAGraphMode
-from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, KVCacheConfig, SlidingWindowSpec
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 from gearshift.errors import GearshiftError
 from gearshift.serve.vllm.attention import AttentionMixer
+from gearshift.serve.vllm.graphs import GraphPages
 from gearshift.serve.vllm.guards import expect_signature
-from gearshift.serve.vllm.layout import KINDS, Kind
+from gearshift.serve.vllm.layout import Kind
+from gearshift.serve.vllm.metadata import MixedStep, StepMetadata, pure_step
 from gearshift.serve.vllm.model import ServedSupernet, StepPlan
 from gearshift.serve.vllm.placements import PlacedLayers, PlacementTable
-from gearshift.serve.vllm.plugin import cache_types
+from gearshift.serve.vllm.plugin import cache_types, graph_placements
 from gearshift.serve.vllm.pool import attention_pages, page_count, state_pages
-from gearshift.serve.vllm.step import PageTables, Rows
+from gearshift.serve.vllm.step import PageTables
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 expect_signature(DefaultModelState.__init__, "self", "vllm_config", "model", "encoder_cache", "device")
 expect_signature(DefaultModelState.add_request, "self", "req_index", "new_req_data")
+expect_signature(DefaultModelState.remove_request, "self", "req_id")
 expect_signature(
     DefaultModelState.prepare_attn,
     "self",
@@ -57,8 +58,20 @@ class PlacementModelState(DefaultModelState):
         self._served = model
         self._placements = PlacementTable(model.config, model.layout)
         self._placed: list[PlacedLayers] = [self._placements.default] * self.max_num_reqs
+        self._by_id: dict[str, PlacedLayers] = {}
         self._tables: PageTables | None = None
         self._builders: dict[str, Any] = {}
+        self._graphs = [self._placements.look_up(text) for text in graph_placements(vllm_config)]
+        self._graph_pages: GraphPages | None = None
+        self._captured = 0
+        # What graphs read has to stay where it is.
+        self._held: dict[tuple[int, int], object] = {}
+        self._scheduled: SchedulerOutput | None = None
+
+    @property
+    def graph_count(self) -> int:
+        """How many placements have graphs of their own; `graph_number` counts them from 1."""
+        return len(self._graphs)
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         """A request starts, or comes back after it was preempted."""
@@ -69,7 +82,29 @@ class PlacementModelState(DefaultModelState):
         except GearshiftError:
             # The scheduler has refused it already; what its one step computes is not looked at.
             placed = self._placements.default
-        self._placed[req_index] = placed
+        self._placed[req_index] = self._by_id[new_req_data.req_id] = placed
+
+    def remove_request(self, req_id: str) -> None:
+        """A request has ended, or was preempted."""
+        super().remove_request(req_id)
+        self._by_id.pop(req_id, None)
+
+    def step_starts(self, scheduled: SchedulerOutput | None) -> None:
+        """Learn what the next step runs; None for one of vLLM's own, without requests."""
+        self._scheduled = scheduled
+
+    def graph_number(self) -> int:
+        """The graphs of the step's placement, counted from 1; 0 if it has several, or one without graphs."""
+        scheduled = self._scheduled
+        if scheduled is None or _has_first_tokens(scheduled):
+            return 0
+        placed = {id(p): p for p in (self._by_id[name] for name in scheduled.num_scheduled_tokens)}
+        only = next(iter(placed.values()))
+        return self._graphs.index(only) + 1 if len(placed) == 1 and only in self._graphs else 0
+
+    def capture_starts(self, graph_number: int) -> None:
+        """The next step to be prepared is for a graph of this placement."""
+        self._captured = graph_number
 
     def prepare_attn(
         self,
@@ -82,12 +117,39 @@ class PlacementModelState(DefaultModelState):
         for_capture: bool = False,
     ) -> dict[str, Any]:
         """See vLLM's: metadata of every layer that this step runs, by its prefix."""
-        assert cudagraph_mode == CUDAGraphMode.NONE, "this version of the plugin runs without CUDA graphs"
+        if cudagraph_mode == CUDAGraphMode.FULL:
+            return {}  # the graph reads vLLM's buffers
         if self._tables is None:
             self._tables = self._open_pool(kv_cache_config)
-        step = _Step(self._served, self._tables, self._builders, input_batch, self._placed)
-        self._served.plan = step.plan(block_tables)
-        return step.metadata
+        if for_capture:
+            metadata, plan = self._pure_step(input_batch, block_tables, self._tables)
+        else:
+            placed = [self._placed[index] for index in input_batch.idx_mapping_np[: input_batch.num_reqs]]
+            step = MixedStep(self._served, self._tables, self._builders, input_batch, placed)
+            metadata, plan = step.metadata, step.plan(block_tables)
+        self._served.plan = plan
+        return metadata.by_layer
+
+    def _pure_step(
+        self, batch: InputBatch, block_tables: tuple[Tensor, ...], tables: PageTables
+    ) -> tuple[StepMetadata, StepPlan]:
+        layers = len(self._placements.default.placement)
+        if self._graph_pages is None:
+            self._graph_pages = GraphPages(
+                self._served.layout, layers, self.max_num_reqs, self.max_model_len, self.device
+            )
+        step = pure_step(
+            self._served,
+            tables,
+            self._graph_pages,
+            self._builders,
+            batch,
+            self._graphs[self._captured - 1],
+            block_tables,
+            self.max_model_len,
+        )
+        self._held[self._captured, batch.num_reqs] = step
+        return step
 
     def _open_pool(self, kv_cache_config: KVCacheConfig) -> PageTables:
         """Once, when the memory is there: give every layer its view of the pages, and make the builders."""
@@ -118,6 +180,8 @@ class PlacementModelState(DefaultModelState):
         if key not in self._builders:
             builder = backend.get_builder_cls()
             self._builders[key] = builder(spec, [layer.layer_name], self.vllm_config, self.device)
+            # One schedule would be kept for all layers and rows of a step, and these differ here.
+            self._builders[key].aot_schedule = False
         self._builders[layer.layer_name] = self._builders[key]
 
 
@@ -135,72 +199,7 @@ def _layer_spec(mixer: AttentionMixer, block_tokens: int) -> AttentionSpec:
     return SlidingWindowSpec(**common, sliding_window=mixer.window)
 
 
-class _Step:
-    """The preparation of one step. Layers whose rows are the same share all but pages and slots."""
-
-    def __init__(
-        self,
-        served: ServedSupernet,
-        tables: PageTables,
-        builders: dict[str, Any],
-        batch: InputBatch,
-        placed: list[PlacedLayers],
-    ) -> None:
-        self._served, self._tables, self._builders, self._batch = served, tables, builders, batch
-        self._placed = [placed[index] for index in batch.idx_mapping_np[: batch.num_reqs]]
-        self._rows: dict[bytes, Rows] = {}
-        self._built: dict[tuple[int, bytes], Any] = {}
-        self.metadata: dict[str, Any] = {}
-        self._slot_mapping: dict[str, Tensor] = {}
-
-    def plan(self, block_tables: tuple[Tensor, ...]) -> StepPlan:
-        """Build the metadata of all layers; returns what the model wants to know beside it."""
-        batch, layout = self._batch, self._served.layout
-        longest = int(batch.seq_lens_cpu_upper_bound[: batch.num_reqs].max())
-        kinds = np.unique(np.concatenate([placed.kind for placed in self._placed]))
-        pages: dict[Kind, Tensor] = {}
-        slots: dict[Kind, Tensor] = {}
-        for kind in (KINDS[index] for index in kinds):
-            blocks = 1 if kind == "state" else -(-longest // layout.block_tokens)
-            pages[kind] = self._tables.pages(kind, self._placed, block_tables, blocks)
-            if kind != "state":
-                slots[kind] = self._tables.slots(pages[kind], batch)
-        rows = [self._layer(number, pages, slots) for number in range(len(self._served.plan.rows))]
-        return StepPlan(rows, self._slot_mapping)
-
-    def _layer(
-        self, number: int, pages: dict[Kind, Tensor], slots: dict[Kind, Tensor]
-    ) -> dict[str, Tensor | None]:
-        """One layer's metadata; returns the tokens of each of its mixers."""
-        mixers = np.array([placed.placement[number] for placed in self._placed])
-        found: dict[str, Tensor | None] = {}
-        for name in dict.fromkeys(mixers.tolist()):
-            requests = np.nonzero(mixers == name)[0]
-            key = requests.tobytes()
-            if key not in self._rows:
-                self._rows[key] = Rows.select(self._batch, requests)
-            rows = self._rows[key]
-            kind = KINDS[self._placed[requests[0]].kind[number]]
-            mixer = cast(nn.ModuleDict, self._layer_module(number).mixers)[name]
-            own_pages = rows.of_requests(pages[kind][number])
-            if isinstance(mixer, AttentionMixer):
-                own_slots = rows.of_tokens(slots[kind][number])
-                self._attention(mixer.attn.layer_name, key, rows, own_pages, own_slots)
-            else:
-                self.metadata[cast(Any, mixer).prefix] = rows.recurrent(own_pages[:, 0].long())
-            found[name] = rows.tokens
-        return found
-
-    def _layer_module(self, number: int) -> Any:  # noqa: ANN401 - a ServedLayer
-        return self._served.model.layers[number]
-
-    def _attention(self, name: str, key: bytes, rows: Rows, pages_RW: Tensor, slots_N: Tensor) -> None:
-        builder = self._builders[name]
-        pages_RW = pages_RW.contiguous()
-        if (id(builder), key) not in self._built:
-            self._built[id(builder), key] = builder.build(0, rows.attention(pages_RW, slots_N))
-        # Nothing but these two depends on the layer.
-        self.metadata[name] = replace(
-            self._built[id(builder), key], block_table=pages_RW, slot_mapping=slots_N
-        )
-        self._slot_mapping[name] = slots_N
+def _has_first_tokens(scheduled: SchedulerOutput) -> bool:
+    """Whether a request has nothing in the cache yet: its states are rubbish, which no graph clears."""
+    new = (request.num_computed_tokens for request in scheduled.scheduled_new_reqs)
+    return not all(new) or not all(scheduled.scheduled_cached_reqs.num_computed_tokens)

@@ -5,6 +5,7 @@ Letters: L layers, R requests of the batch, N its tokens, W token blocks of the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ expect_fields(
     "num_tokens",
     "num_tokens_after_padding",
     "idx_mapping_np",
+    "query_start_loc",
     "query_start_loc_np",
     "seq_lens",
     "seq_lens_cpu_upper_bound",
@@ -87,6 +89,28 @@ class Rows:
             batch.positions[: batch.num_tokens] if tokens is None else batch.positions[tokens],
         )
 
+    @classmethod
+    def of_decode(cls, batch: InputBatch, longest: int) -> Rows:
+        """One more token for every request, in vLLM's buffers, which may hold other ones later.
+
+        Args:
+            batch: it.
+            longest: tokens that a request may have.
+        """
+        count = batch.num_reqs
+        return cls(
+            None,
+            None,
+            (1,) * count,
+            batch.query_start_loc,
+            torch.arange(count + 1, dtype=torch.int32),
+            batch.seq_lens,
+            torch.full((count,), longest, dtype=torch.int32),
+            torch.ones(count, dtype=torch.bool, device=batch.seq_lens.device),
+            True,
+            batch.positions,
+        )
+
     def of_requests(self, table: Tensor) -> Tensor:
         """These requests' rows of a table with one for each request."""
         return table if self.requests is None else table[self.requests]
@@ -116,14 +140,48 @@ class Rows:
         return RecurrentMetadata(self.starts, self.lengths, pages_R, self.continued, self.all_decode)
 
 
+def request_of_tokens(batch: InputBatch) -> Tensor:
+    """The number of the request that each token belongs to, (N)."""
+    lengths = np.diff(batch.query_start_loc_np[: batch.num_reqs + 1])
+    return torch.from_numpy(np.repeat(np.arange(batch.num_reqs), lengths)).to(batch.seq_lens.device)
+
+
 def _ranges(begins: np.ndarray, lengths: np.ndarray) -> Tensor:
     """begins[0], begins[0] + 1, ... for lengths[0] numbers, then the same for the next."""
     ends = np.cumsum(lengths)
     return torch.from_numpy(np.repeat(begins - (ends - lengths), lengths) + np.arange(ends[-1]))
 
 
+@dataclass(frozen=True)
+class Seats:
+    """Where in their groups the pages of layers are, each (L, R); (L, 1) where all requests are alike.
+
+    Attributes:
+        group: index among the groups of the kind.
+        offset, stride, fold: see `gearshift.serve.vllm.layout.Seat`.
+    """
+
+    group: Tensor
+    offset: Tensor
+    stride: Tensor
+    fold: Tensor
+
+    @classmethod
+    def of_requests(cls, kind: Kind, placed: list[PlacedLayers], device: torch.device) -> Seats:
+        """All layers of each request's placement; rubbish where a layer has another kind."""
+        own = np.stack([p.kind == KINDS.index(kind) for p in placed], axis=1)
+        seats_4LR = np.where(own, np.stack([p.seat for p in placed], axis=2), 1) * own
+        seats_4LR[3] = np.maximum(seats_4LR[3], 1)
+        return cls(*torch.from_numpy(seats_4LR).to(device))
+
+    @classmethod
+    def of_one(cls, placed: PlacedLayers, layers: Sequence[int], device: torch.device) -> Seats:
+        """Some layers of one placement."""
+        return cls(*torch.from_numpy(placed.seat[:, list(layers), None].copy()).to(device))
+
+
 class PageTables:
-    """The pages of every layer of a batch's requests, one kind of cache at a time.
+    """The pages of layers for a batch's requests, one kind of cache at a time.
 
     Args:
         layout: the cut of the cache.
@@ -134,38 +192,29 @@ class PageTables:
         self._layout, self._numbers = layout, group_numbers
 
     def pages(
-        self, kind: Kind, placed: list[PlacedLayers], tables: tuple[Tensor, ...], token_blocks: int
+        self, kind: Kind, seats: Seats, tables: tuple[Tensor, ...], requests: int, token_blocks: int
     ) -> Tensor:
-        """Page of every layer, request and token block, (L, R, W); rubbish where a layer has another kind.
+        """Page of every layer, request and token block, (L, R, W).
 
         Args:
             kind: of cache.
-            placed: the placement of each request.
+            seats: of the layers.
             tables: vLLM's block table of each group, (R or more, blocks).
+            requests: R.
             token_blocks: W.
         """
-        cut = self._layout[kind]
-        own = np.stack([p.kind == KINDS.index(kind) for p in placed], axis=1)
-        seats = np.where(own, np.stack([p.seat for p in placed], axis=2), 1) * own  # (4, L, R)
-        group, offset, stride = seats[:3]
-        fold = np.maximum(seats[3], 1)
-        device = tables[0].device
+        cut, device = self._layout[kind], tables[0].device
         group, offset, stride, fold = (
-            torch.from_numpy(x).to(device)[..., None] for x in (group, offset, stride, fold)
+            x[..., None] for x in (seats.group, seats.offset, seats.stride, seats.fold)
         )
         blocks = torch.arange(token_blocks, device=device)
-        stacked = torch.stack(
-            [tables[self._numbers[kind, index]][: len(placed)] for index in range(cut.groups)]
-        )
-        request = torch.arange(len(placed), device=device)[None, :, None]
+        stacked = torch.stack([tables[self._numbers[kind, index]][:requests] for index in range(cut.groups)])
+        request = torch.arange(requests, device=device)[None, :, None]
         entry = (blocks // fold).clamp(max=stacked.shape[-1] - 1)
         block = stacked[group, request, entry]
         return (block * cut.slots + blocks % fold * stride + offset).int()
 
-    def slots(self, pages_LRW: Tensor, batch: InputBatch) -> Tensor:
+    def slots(self, pages_LRW: Tensor, request_N: Tensor, positions_N: Tensor) -> Tensor:
         """Where each layer puts the keys and values of each token, (L, N)."""
         tokens = self._layout.block_tokens
-        lengths = np.diff(batch.query_start_loc_np[: batch.num_reqs + 1])
-        request = torch.from_numpy(np.repeat(np.arange(batch.num_reqs), lengths)).to(pages_LRW.device)
-        positions = batch.positions[: batch.num_tokens]
-        return pages_LRW[:, request, positions // tokens].long() * tokens + positions % tokens
+        return pages_LRW[:, request_N, positions_N // tokens].long() * tokens + positions_N % tokens

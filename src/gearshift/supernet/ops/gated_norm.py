@@ -21,7 +21,7 @@ class GatedRMSNorm(nn.Module):
     def __init__(self, head_dim: int, eps: float, activation: str) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(head_dim))
-        self.eps = eps
+        self.eps, self.activation_name = eps, activation
         self.activation = GATE_ACTIVATIONS[activation]
 
     def forward(self, o_BTHV: Tensor, gate_BTHV: Tensor) -> Tensor:
