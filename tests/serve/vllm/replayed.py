@@ -16,7 +16,7 @@ from vllm.v1.worker.cpu.model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 
-from gearshift.serve.vllm.worker import PlacementGraphs, PlacementRunner
+from gearshift.serve.vllm.worker import CacheFiller, PlacementGraphs, PlacementRunner
 
 SIZES = [2, 4]
 
@@ -78,7 +78,7 @@ class ReplayedRunner(PlacementRunner, CPUModelRunner):
     graphs_class = ReplayedGraphs
 
 
-class ReplayedWorker(CPUWorker):
+class ReplayedWorker(CacheFiller, CPUWorker):
     def init_device(self) -> None:
         super().init_device()
         self.model_runner.__class__ = ReplayedRunner

@@ -9,6 +9,7 @@ Letters: P pages.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +26,7 @@ from vllm.v1.kv_cache_interface import KVCacheSpec
 
 from gearshift.serve.vllm.geometry import StateShape
 from gearshift.serve.vllm.layout import Kind, SlotLayout
-from gearshift.serve.vllm.specs import slot_spec
+from gearshift.serve.vllm.specs import SlotStateSpec, slot_spec
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -97,7 +98,12 @@ class SlotGroup(AttentionLayerBase):
 
     def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec:
         """The group's."""
-        return slot_spec(self.layout, self.kind, self.index)
+        spec = slot_spec(self.layout, self.kind, self.index)
+        if isinstance(spec, SlotStateSpec) and not vllm_config.cache_config.enable_prefix_caching:
+            # Without prefixes vLLM's table of a state has one column, but it looks up every token there.
+            columns = -(-vllm_config.model_config.max_model_len // spec.block_size)
+            return replace(spec, num_speculative_blocks=columns)
+        return spec
 
     def pool(self) -> Tensor:
         """All super-pages, as bytes; the same memory whichever group is asked."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 expect_fields(FullAttentionSpec, "block_size", "num_kv_heads", "head_size", "dtype")
 expect_fields(SlidingWindowSpec, "sliding_window")
-expect_fields(MambaSpec, "block_size", "shapes", "dtypes", "mamba_type")
+expect_fields(MambaSpec, "block_size", "shapes", "dtypes", "mamba_type", "num_speculative_blocks")
 
 
 class _SlotSpec:

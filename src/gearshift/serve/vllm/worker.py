@@ -151,18 +151,23 @@ def runners(runner: Callable[..., Any]) -> Iterator[None]:
         module.GPUModelRunner = original
 
 
-class PlacementWorker(Worker):
+class CacheFiller:
+    """What a worker can do for measurements without prompts."""
+
+    model_runner: Any
+
+    def fill_cache(self, seed: int) -> None:
+        """Random numbers everywhere in the cache."""
+        pool: Tensor = self.model_runner.model.slot_groups[0].pool().view(self.model_runner.dtype)
+        generator = torch.Generator(pool.device).manual_seed(seed)
+        for part in pool.split(1 << 28):
+            part.normal_(std=0.1, generator=generator)
+
+
+class PlacementWorker(CacheFiller, Worker):
     """A GPU's worker."""
 
     def init_device(self) -> None:
         """See vLLM's."""
         with runners(PlacementRunner):
             super().init_device()
-
-    def fill_cache(self, seed: int) -> None:
-        """Random numbers everywhere in the cache, for measurements without prompts."""
-        runner: Any = self.model_runner
-        pool: Tensor = runner.model.slot_groups[0].pool().view(runner.dtype)
-        generator = torch.Generator(pool.device).manual_seed(seed)
-        for part in pool.split(1 << 28):
-            part.normal_(std=0.1, generator=generator)
