@@ -154,7 +154,6 @@ def settings(**changes: Any) -> SimpleNamespace:
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        ("model_config.enforce_eager", False, "CUDA graphs yet; add --enforce-eager"),
         ("use_v2_model_runner", False, "set VLLM_USE_V2_MODEL_RUNNER=1"),
         ("parallel_config.pipeline_parallel_size", 2, "use tensor parallelism"),
         ("speculative_config", object(), "speculative decoding"),

@@ -21,8 +21,8 @@ from gearshift.supernet.mixer_configs import (
     KimiDeltaAttentionConfig,
 )
 
-# A super-page holds at least so many states, so that the rest of one that fits no more is small.
-_STATES_PER_BLOCK = 4
+# Larger pages waste more at the end of a request and at the edge of a window, smaller ones need more groups.
+_STATES_PER_BLOCK = 2
 _LEAST_BLOCK, _LARGEST_BLOCK = 32, 1024
 # Their inverse frequencies depend on the length of the text, so no table of cosines holds for all of it.
 _CHANGING_ROPES = ("dynamic", "longrope")

@@ -111,13 +111,14 @@ class SlotLayout:
     def plan(
         cls, demands: Mapping[Kind, Demand], *, layers: int, block_tokens: int, slots: int, window: int
     ) -> SlotLayout:
-        """Cut super-pages of ``slots`` attention pages, or of one state where that is larger."""
-        attention = [demands[kind].page_bytes for kind in ("full", "window") if kind in demands]
-        wanted = max([slots * size for size in attention] + [d.page_bytes for d in demands.values()])
-        counts = {
-            kind: slots if kind != "state" and attention else wanted // demand.page_bytes
-            for kind, demand in demands.items()
-        }
+        """Cut super-pages of ``slots`` attention pages, or of states where those are larger."""
+        attention = slots * max(
+            (demands[k].page_bytes for k in ("full", "window") if k in demands), default=0
+        )
+        state = demands["state"].page_bytes if "state" in demands else 0
+        states = _states_on(attention, state) if state else 0
+        wanted = max(attention, states * state)
+        counts = {kind: states if kind == "state" else slots for kind in demands}
         # Pages of every kind are equally spaced over the block; the spec of a block counts it in tokens.
         unit = math.lcm(2 * block_tokens, *(PAGE_ALIGNMENT * count for count in counts.values()))
         block_bytes = math.ceil(wanted / unit) * unit
@@ -194,6 +195,17 @@ def pieces(count: int, slots: int) -> tuple[int, ...]:
             sizes += [size] * (count // size)
             count %= size
     return tuple(sizes)
+
+
+def _states_on(attention: int, state: int) -> int:
+    """States on a super-page: what fits beside so many bytes of attention pages, or one more.
+
+    One more makes the super-page larger than its attention pages need; the smaller waste is taken.
+    """
+    fitting = attention // state
+    if fitting and attention / (fitting * state) <= (fitting + 1) * state / attention:
+        return fitting
+    return fitting + 1
 
 
 def _filled(count: int, slots: int) -> list[int]:
