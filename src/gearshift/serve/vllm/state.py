@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from vllm.config import set_current_vllm_config
 from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, KVCacheConfig, SlidingWindowSpec
@@ -120,7 +121,9 @@ class PlacementModelState(DefaultModelState):
         if cudagraph_mode == CUDAGraphMode.FULL:
             return {}  # the graph reads vLLM's buffers
         if self._tables is None:
-            self._tables = self._open_pool(kv_cache_config)
+            # Backends ask for the configuration as it was when the model was made.
+            with set_current_vllm_config(self.vllm_config):
+                self._tables = self._open_pool(kv_cache_config)
         if for_capture:
             metadata, plan = self._pure_step(input_batch, block_tables, self._tables)
         else:
