@@ -9,6 +9,7 @@ reference reads each answer at once, in float32: where its own best token is the
 from __future__ import annotations
 
 import argparse
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,13 +44,15 @@ class Answer:
     logprobs: list[float]
 
 
-def questions(directory: Path, placements: Sequence[Placement], count: int, seed: int) -> list[Question]:
-    """Random prompts of 8 to 400 tokens for every placement."""
+def questions(
+    directory: Path, placements: Sequence[Placement], count: int, longest: int, seed: int = 0
+) -> list[Question]:
+    """Random prompts for every placement, some shorter and some longer than a page."""
     vocabulary = read_config(directory).vocab_size
     assert vocabulary is not None
     rng = random.Random(seed)
     return [
-        Question(placement, tuple(rng.randrange(1, vocabulary) for _ in range(rng.randint(8, 400))))
+        Question(placement, tuple(rng.randrange(1, vocabulary) for _ in range(rng.randint(8, longest))))
         for placement in placements
         for _ in range(count)
     ]
@@ -117,7 +120,7 @@ def summary(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Ask, compare, print a line for each row and write the JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -125,10 +128,11 @@ def main() -> None:
     parser.add_argument("supernet", type=Path, help="a supernet directory; its presets.json is replaced")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--placements", help="separated by semicolons; each mixer alone and two mixtures")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--options", default="{}", help="further options of vllm.LLM, as JSON")
     parser.add_argument("--count", type=int, default=4, help="prompts for each placement")
+    parser.add_argument("--longest", type=int, default=400, help="tokens of a prompt at most")
     parser.add_argument("--tokens", type=int, default=48, help="of each answer")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     space = read_config(given.supernet).placement_space
     placements = [Placement.parse(text) for text in (given.placements or "").split(";") if text]
     if not placements:
@@ -136,9 +140,9 @@ def main() -> None:
         placements = [Placement.uniform(mixer, len(space.default)) for mixer in space.mixers]
         placements += [Placement(tuple(rng.choices(space.mixers, k=len(space.default)))) for _ in range(2)]
     write_presets(given.supernet, [Preset(f"p{i}", placement) for i, placement in enumerate(placements)])
-    asked = questions(given.supernet, placements, given.count, 0)
+    asked = questions(given.supernet, placements, given.count, given.longest)
     rows = _compare_all(given.supernet, asked, _ask_both_ways(given, asked, placements))
-    write_json(given.out, {"provenance": provenance(), "dtype": given.dtype, "rows": rows})
+    write_json(given.out, {"provenance": provenance(), "options": given.options, "rows": rows})
     for row in rows:
         print(row, flush=True)
 
@@ -148,14 +152,8 @@ def _ask_both_ways(
 ) -> dict[str, list[Answer]]:
     from vllm import LLM
 
-    llm = LLM(
-        model=str(given.supernet),
-        dtype=given.dtype,
-        skip_tokenizer_init=True,
-        max_model_len=512,
-        max_num_seqs=32,
-        gpu_memory_utilization=0.3,
-    )
+    own = {"dtype": "bfloat16", "max_model_len": 512, "max_num_seqs": 32, "gpu_memory_utilization": 0.3}
+    llm = LLM(str(given.supernet), skip_tokenizer_init=True, **(own | json.loads(given.options)))
     alone: list[Answer] = []
     for placement in placements:
         alone += ask(llm, [q for q in asked if q.placement == placement], given.tokens)
@@ -164,7 +162,8 @@ def _ask_both_ways(
 
 def _compare_all(directory: Path, asked: list[Question], answers: dict[str, list[Answer]]) -> list[Row]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_supernet(directory).to(device).eval()
+    model = load_supernet(directory).eval()
+    model.to(torch.device(device))  # pyright: ignore[reportArgumentType] - Transformers wraps the method
     return summary(
         [
             {"asked": way, **compare(model, question, answer)}

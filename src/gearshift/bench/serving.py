@@ -183,12 +183,13 @@ def batch_that_fits(engine: Engine, case: Case, most: int) -> int:
         needed = -(-tokens // config.cache_config.block_size)
     else:
         from gearshift.serve.vllm.geometry import layer_kinds
+        from gearshift.serve.vllm.layout import Kind
         from gearshift.serve.vllm.model import slot_layout
 
         supernet = config.model_config.hf_config
         layout, kinds = slot_layout(config, supernet), layer_kinds(supernet)
-        own = [kinds[layer][mixer] for layer, mixer in enumerate(case.placement)]
-        needed = sum(layout.blocks(kind, own.count(kind), tokens, 2) for kind in dict.fromkeys(own))
+        own: list[Kind] = [kinds[layer][mixer] for layer, mixer in enumerate(case.placement)]
+        needed = sum(layout.blocks(kind, own.count(kind), tokens, 2) for kind in set(own))
     # vLLM keeps a hundredth free when it lets requests in.
     return min(most, int(blocks * 0.985) // needed)
 
@@ -273,7 +274,11 @@ def main() -> None:
     rows = given.work / "rows.jsonl"
     if given.what == "report":
         found = read_json_lines(rows)
-        write_json(given.out, {"provenance": provenance(), "rows": report(found), "measurements": found})
+        # Where it was measured, not where it was put together.
+        write_json(
+            given.out,
+            {"provenance": found[-1]["provenance"], "rows": report(found), "measurements": found},
+        )
         return
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     shape, contexts = SHAPES[given.shape], [int(context) for context in given.contexts.split(",")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gearshift.files import write_json
 from gearshift.placement import (
@@ -107,7 +108,7 @@ class Shape:
         write_json(out / "config.json", config)
         return out
 
-    def _shared(self) -> dict[str, object]:
+    def _shared(self) -> dict[str, Any]:
         return {
             "vocab_size": self.vocabulary,
             "hidden_size": self.hidden,

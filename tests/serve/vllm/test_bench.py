@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm", reason="vllm is not installed; tests/serve/vllm/rig says how")
 
+from gearshift.bench.agreement import main as agreement
 from gearshift.bench.serving import batch_that_fits, cases, measure, report, supernet_engine
 from gearshift.bench.serving_shapes import SHAPES
 from gearshift.files import read_json_lines
 
 TINY = SHAPES["tiny"]
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "dtype": "float32",
     "max_model_len": 192,
     "max_num_seqs": 4,
@@ -44,3 +48,13 @@ def test_requests_decode_at_their_context_without_prompts(tmp_path: Path) -> Non
     assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
     stock = [{**row, "placement": None, "tokens_per_second": 1.0} for row in rows[:1]]
     assert {row["metric"] for row in report([*rows, *stock])} == {"speedup_0k_half", "speedup_0k_fast"}
+
+
+def test_the_engine_agrees_with_the_supernet(served_directory: Path, tmp_path: Path) -> None:
+    copy, out = tmp_path / "supernet", tmp_path / "agreement.json"
+    shutil.copytree(served_directory, copy)
+    asked = ["--count", "1", "--tokens", "5", "--longest", "60", "--options", json.dumps(OPTIONS)]
+    agreement([str(copy), "--out", str(out), *asked])
+    rows = json.loads(out.read_text())["rows"]
+    assert len(rows) == 2 * 6 and {row["asked"] for row in rows} == {"alone", "mixed"}
+    assert all(row["agreement"] == 1 and row["mean_logprob_difference"] < 1e-3 for row in rows)

@@ -10,7 +10,7 @@ import pytest
 from gearshift.serve.vllm.layout import KINDS, Demand, Kind, SlotLayout, pieces
 
 # The 15B shape: 48 layers, 8 key/value heads of 128 in bf16, states of 2 MiB and their convolutions' inputs.
-LAYERS, BLOCK, PAGE, STATE, WINDOW = 48, 256, 2 * 256 * 8 * 128 * 2, 2**21 + 3 * 12288 * 2, 4096
+LAYERS, BLOCK, PAGE, STATE, WINDOW = 48, 128, 2 * 128 * 8 * 128 * 2, 2**21 + 3 * 12288 * 2, 4096
 # FA, SWA, KDA and GDN layers of the published presets.
 PRESETS = [(12, 26, 6, 4), (13, 32, 1, 2), (3, 25, 4, 16), (0, 30, 5, 13), (0, 16, 13, 19), (0, 10, 5, 33)]
 
@@ -64,7 +64,7 @@ def test_a_page_fits_between_its_neighbours_and_a_block_holds_its_pages():
     for kind, size in sizes.items():
         assert layout[kind].page_bytes >= size and layout[kind].page_bytes % 16 == 0
         assert layout[kind].page_bytes * layout[kind].slots == layout.block_bytes
-    assert (layout["full"].slots, layout["state"].slots) == (12, 5)
+    assert (layout["full"].slots, layout["state"].slots) == (12, 3)
 
 
 def test_a_state_larger_than_the_attention_pages_makes_the_block():
@@ -73,9 +73,9 @@ def test_a_state_larger_than_the_attention_pages_makes_the_block():
     assert layout.block_bytes >= 100_000 and layout["state"].slots == 1 and layout["full"].slots == 2
 
 
-# Blocks of 256 tokens: a window of 4,096 has 17 of them, and five states leave 14 % of a super-page free.
+# A third state makes a super-page 3.5 % larger than its attention pages need.
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize(("tokens", "most"), [(32 * 1024, 1.21), (1024, 1.3)])
+@pytest.mark.parametrize(("tokens", "most"), [(32 * 1024, 1.15), (16 * 1024, 1.15), (1024, 1.21)])
 def test_the_published_presets_hold_little_more_than_they_need(preset, tokens, most):
     full, window, kda, gdn = preset
     counts: dict[Kind, int] = {"full": full, "window": window, "state": kda + gdn}
@@ -98,13 +98,13 @@ def test_the_worst_case_is_no_smaller_than_any_placement():
 
 def test_shares_cover_whole_super_pages_and_come_in_the_order_of_the_groups():
     layout = big_layout()
-    counts: list[tuple[Kind, int]] = [("full", 15), ("state", 6), ("window", 27)]
+    counts: list[tuple[Kind, int]] = [("full", 15), ("state", 7), ("window", 26)]
     kinds: list[Kind] = [kind for kind, count in counts for _ in range(count)]
     shares = layout.shares(kinds)
     assert [(s.kind, s.group, s.block_tokens // BLOCK) for s in shares] == [
         *(("full", 0, 1), ("full", 1, 4)),
-        *(("window", 0, 1), ("window", 1, 1), ("window", 2, 4)),
-        *(("state", 0, 1), ("state", 1, 1)),
+        *(("window", 0, 1), ("window", 1, 1), ("window", 2, 6)),
+        *(("state", 0, 1), ("state", 1, 1), ("state", 2, 1)),
     ]
     names = layout.group_names()
     assert [names.index((s.kind, s.group)) for s in shares] == sorted(

@@ -25,7 +25,8 @@ from gearshift.serve.vllm.guards import expect_attributes, expect_signature
 from gearshift.serve.vllm.options import Options
 from gearshift.serve.vllm.state import PlacementModelState
 
-logger = logging.getLogger(__name__)
+# Under the name that vLLM shows.
+logger = logging.getLogger(f"vllm.{__name__}")
 
 expect_signature(
     ModelCudaGraphManager.__init__,
