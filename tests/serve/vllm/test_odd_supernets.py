@@ -116,6 +116,6 @@ def test_a_supernet_without_recurrences_or_with_one_kind_of_cache(reference, tmp
 def test_with_no_setting_at_all_blocks_hold_a_few_states(served_directory: Path):
     engine = Engine(served_directory, block_size=None, additional_config={})
     layout = engine.model.layout
-    assert (layout.block_tokens, layout["full"].slots, layout["state"].slots) == (128, 2, 6)
+    assert (layout.block_tokens, layout["full"].slots, layout["state"].slots) == (64, 2, 3)
     reference, job = load_supernet(served_directory), Job("fa gdn swa kda fa fa", tuple(range(1, 90)))
     assert mistakes(reference, job, engine.run([job])[0]) == []

@@ -153,3 +153,34 @@ def test_the_gated_norm_kernel_against_the_naive_twin(kernels, activation):
     out, gate = torch.randn(3, HEADS, VALUES), torch.randn(3, 2 * HEADS * VALUES)[:, : HEADS * VALUES]
     gate = gate.unflatten(-1, (HEADS, VALUES))
     torch.testing.assert_close(kernels.gated_norm(out, gate, norm), NaiveOps().gated_norm(out, gate, norm))
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_the_chunked_kernels_against_the_naive_twins(kernels, per_channel):
+    lengths, continued = [70, 1, 33], [False, True, True]
+    inputs, batch = rule_inputs(sum(lengths), per_channel), metadata(lengths, continued)
+    inputs = [x.half() for x in inputs[:3]] + list(inputs[3:])
+    memory = strided(HEADS, values(per_channel), KEYS)
+    memory[2] = float("nan")  # what a new request's page may hold
+    naive_memory = memory.clone()
+    expected = run(NaiveOps(), inputs, naive_memory, batch)
+    found = run(kernels, inputs, memory, batch)
+    torch.testing.assert_close(found, expected, atol=4e-3, rtol=4e-3)
+    torch.testing.assert_close(memory, naive_memory, atol=4e-3, rtol=4e-3)
+
+
+@pytest.mark.parametrize("activation", ["silu", "none"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_convolution_kernel_of_prompts_against_the_naive_twin(kernels, activation, bias):
+    torch.manual_seed(0)
+    lengths, continued = [19, 1, 2, 40], [False, True, False, True]
+    # As a mixer gives it: some of the columns of a larger product.
+    x, weight = torch.randn(sum(lengths), CHANNELS + 16)[:, :CHANNELS], torch.randn(CHANNELS, TAPS)
+    biases = torch.randn(CHANNELS) if bias else None
+    inputs, batch = strided(CHANNELS, TAPS - 1), metadata(lengths, continued)
+    inputs[2] = float("nan")
+    naive_inputs = inputs.clone()
+    expected = NaiveOps().convolve(x, weight, biases, activation, naive_inputs, batch)
+    found = kernels.convolve(x, weight, biases, activation, inputs, batch)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(inputs, naive_inputs)

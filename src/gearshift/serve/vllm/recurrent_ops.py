@@ -6,8 +6,9 @@ value heads, K key channels, V value channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class RecurrentMetadata:
         pages: the page of each request's state, (R), integers.
         continued: whether the request has a state already, (R), bool; otherwise the page holds rubbish.
         all_decode: whether every request has a state and one more token.
+        made: what `once` made, shared by all layers with these rows.
     """
 
     starts: Tensor
@@ -35,6 +37,13 @@ class RecurrentMetadata:
     pages: Tensor
     continued: Tensor
     all_decode: bool
+    made: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def once(self, name: str, make: Callable[[RecurrentMetadata], Any]) -> Any:  # noqa: ANN401
+        """What a backend makes of the rows once for all layers that work on them."""
+        if name not in self.made:
+            self.made[name] = make(self)
+        return self.made[name]
 
 
 @dataclass(frozen=True)

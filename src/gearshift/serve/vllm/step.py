@@ -6,7 +6,8 @@ Letters: L layers, R requests of the batch, N its tokens, W token blocks of the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +51,7 @@ class Rows:
         continued: whether a request has tokens in the cache already.
         all_decode: whether all of them have, and one new token.
         positions: of the tokens.
+        made: what backends made of the rows, for all layers that have them.
     """
 
     requests: Tensor | None
@@ -62,6 +64,7 @@ class Rows:
     continued: Tensor
     all_decode: bool
     positions: Tensor
+    made: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def select(cls, batch: InputBatch, requests: np.ndarray) -> Rows:
@@ -137,7 +140,9 @@ class Rows:
 
     def recurrent(self, pages_R: Tensor) -> RecurrentMetadata:
         """What the recurrent mixers read."""
-        return RecurrentMetadata(self.starts, self.lengths, pages_R, self.continued, self.all_decode)
+        return RecurrentMetadata(
+            self.starts, self.lengths, pages_R, self.continued, self.all_decode, self.made
+        )
 
 
 def request_of_tokens(batch: InputBatch) -> Tensor:
