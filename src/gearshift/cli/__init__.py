@@ -16,7 +16,6 @@ from gearshift.cli import (
     calibrate,
     convert,
     demo,
-    distill,
     evaluate,
     export,
     generate,
@@ -24,6 +23,7 @@ from gearshift.cli import (
     search,
     serve,
     thin,
+    train,
 )
 from gearshift.cli.report import reporting_errors
 
@@ -36,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_COMMANDS = (demo, convert, calibrate, distill, evaluate, bench, search, generate, serve, export, thin, info)
+_COMMANDS = (demo, convert, calibrate, train, evaluate, bench, search, generate, serve, export, thin, info)
 for _command in _COMMANDS:
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name)(reporting_errors(_command.run, kept=_command.KEPT))
