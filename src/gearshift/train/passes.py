@@ -135,7 +135,7 @@ class Passes:
         if hidden.requires_grad:
             torch.autograd.backward([loss * self.ranks, hidden], [None, torch.zeros_like(hidden)])
         else:
-            loss.backward()
+            (loss * self.ranks).backward()
         self._add_aligned(losses, settings.weight_N.sum(), loss.detach(), sums)
 
     def _add_aligned(self, losses: Sequence[Tensor], share: Tensor, loss: Tensor, sums: Sums) -> None:

@@ -107,5 +107,8 @@ def _place(
             if not parameter.requires_grad and parameter.dim() >= 2:
                 parameter.data = parameter.data.to(torch.bfloat16)
     settings.touch = group.ranks > 1
+    if settings.touch:
+        # So that a layer is let go of in the backward pass as soon as its input's gradient is there.
+        model.enable_input_require_grads()
     prepare_layers(model, settings, recipe.scale.compile)
     share_weights(model, group, precision.half)
