@@ -20,6 +20,7 @@ from gearshift.cli import (
     export,
     generate,
     info,
+    runs,
     search,
     serve,
     thin,
@@ -40,6 +41,10 @@ _COMMANDS = (demo, convert, calibrate, train, evaluate, bench, search, generate,
 for _command in _COMMANDS:
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name)(reporting_errors(_command.run, kept=_command.KEPT))
+
+_runs = typer.Typer(name="runs", help=runs.__doc__, no_args_is_help=True)
+_runs.command("show")(reporting_errors(runs.show, kept=runs.KEPT))
+app.add_typer(_runs)
 
 
 def _print_version(wanted: bool) -> None:

@@ -75,7 +75,7 @@ def share_weights(model: SupernetForCausalLM, group: Group, half: bool) -> None:
     and final norm stay whole in every process: they are frozen, and losses read the head chunk by chunk.
 
     Args:
-        model: on its device, whole.
+        model: whole, in main memory.
         group: the processes; alone, nothing is split.
         half: gather and compute in bfloat16; gradients are added up in float32.
     """
@@ -87,7 +87,10 @@ def share_weights(model: SupernetForCausalLM, group: Group, half: bool) -> None:
     )
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    whole = {p for part in (model.model.embed_tokens, model.model.norm) for p in part.parameters()}
+    kept = (model.model.embed_tokens, model.model.norm, model.model.rotary_emb, model.lm_head)
+    for part in kept:
+        part.to(group.device)
+    whole = {p for part in kept[:2] for p in part.parameters()}
     fully_shard(model.model, mesh=mesh, mp_policy=policy, ignored_params=whole)
 
 

@@ -95,7 +95,9 @@ def make_trainer(recipe: Recipe, group: Group) -> Trainer:
 
 
 def _load(directory: Path, group: Group) -> SupernetForCausalLM:
-    return load_supernet(directory, device=group.device).train()
+    """A whole supernet: in main memory, if it is split afterwards, since it may not go into one GPU's."""
+    device = group.device if group.ranks == 1 else torch.device("cpu")
+    return load_supernet(directory, device=device).train()
 
 
 def _place(

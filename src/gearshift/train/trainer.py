@@ -14,7 +14,7 @@ from torch.optim import AdamW
 from gearshift.errors import GearshiftError
 from gearshift.placement import FULL_ATTENTION, Placement, short_name
 from gearshift.train.distributed import Group, local
-from gearshift.train.layers import TEACHER_ATTENTION
+from gearshift.train.layers import TEACHER_ATTENTION, aligned_mixers
 from gearshift.train.packing import Batch
 from gearshift.train.passes import TERMS, Passes, Sums
 from gearshift.train.recipe import AlignStage, DistillStage, PlacedStage, Recipe, TrainingStage
@@ -119,7 +119,7 @@ class Trainer:
         else:
             drawn = self._draw(stage, index, step, number)
             self._distill(stage, index, number, batches, counted, drawn, sums)
-            self._forget_idle([placement for micro_batch in drawn for placement in micro_batch])
+        self._forget_idle([placement for micro_batch in drawn for placement in micro_batch])
         squares = self._square_gradients()
         flat = self.group.add_up(torch.cat([sums.flat(), squares]))
         sums.fill(flat[: -len(squares)])
@@ -176,8 +176,14 @@ class Trainer:
         return self._recorded[index]
 
     def _forget_idle(self, placements: Sequence[Placement]) -> None:
-        """A mixer that no placement of this step used has no gradient: AdamW neither moves nor decays it."""
+        """A mixer that this step did not use has no gradient: AdamW neither moves nor decays it.
+
+        Without placements the step aligned, and used every mixer but full attention.
+        """
         used = {(layer, name) for placement in placements for layer, name in enumerate(placement)}
+        if not placements:
+            layers = enumerate(self.model.model.layers)
+            used = {(layer, name) for layer, module in layers for name in aligned_mixers(module)}
         for name, parameter in self.trained.items():
             if (layer_of(name), mixer_of(name)) not in used:
                 parameter.grad = None
