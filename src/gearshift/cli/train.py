@@ -41,10 +41,12 @@ def run(
         _print_plan(plan_training(read))
         return
     from gearshift.cli.tables import say_written
+    from gearshift.train.distributed import speaks
     from gearshift.train.run import train
 
     written = train(read, resume=resume)
-    say_written(written, "supernet", next_step=f"gearshift info {written}")
+    if speaks():
+        say_written(written, "supernet", next_step=f"gearshift info {written}")
 
 
 def _print_plan(plan: TrainingPlan) -> None:

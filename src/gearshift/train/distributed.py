@@ -20,6 +20,11 @@ from torch.distributed.tensor import DTensor
 from gearshift.supernet import SupernetForCausalLM
 
 
+def speaks() -> bool:
+    """Whether this process is the one of a run that tells people things."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @dataclass(frozen=True)
 class Group:
     """The processes of a run.

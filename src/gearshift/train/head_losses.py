@@ -164,6 +164,11 @@ class _HeadLosses(torch.autograd.Function):
         return gradient_ND, gradient_VD, None, None, None, None, None
 
 
+def tokens_of_chunk(logits: int, vocabulary: int) -> int:
+    """Tokens whose logits may exist at a time: the larger the vocabulary, the fewer, at least one."""
+    return max(1, logits // vocabulary)
+
+
 def project(hidden_CD: Tensor, head_VD: Tensor) -> Tensor:
     """Logits (C, V) in the head's precision."""
     return hidden_CD.to(head_VD.dtype) @ head_VD.mT

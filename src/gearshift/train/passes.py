@@ -17,7 +17,13 @@ from torch import Tensor
 from gearshift.placement import FULL_ATTENTION, Placement, short_name
 from gearshift.supernet import SupernetForCausalLM
 from gearshift.train.device import Precision
-from gearshift.train.head_losses import FullTeacher, HeadWeights, TopKTeacher, head_losses
+from gearshift.train.head_losses import (
+    FullTeacher,
+    HeadWeights,
+    TopKTeacher,
+    head_losses,
+    tokens_of_chunk,
+)
 from gearshift.train.layers import ALIGN, LayerSettings, aligned_mixers
 from gearshift.train.losses import distance, token_weights
 from gearshift.train.packing import Batch
@@ -89,7 +95,7 @@ class Passes:
         settings: shared by the model's layers.
         precision: of products.
         ranks: how many processes there are; gradients of split weights are divided by it elsewhere.
-        head_chunk: tokens whose logits exist at a time.
+        head_logits: logits that exist at a time.
     """
 
     def __init__(
@@ -99,10 +105,11 @@ class Passes:
         settings: LayerSettings,
         precision: Precision,
         ranks: int = 1,
-        head_chunk: int = 1024,
+        head_logits: int = 2**25,
     ) -> None:
         self.model, self.teacher, self.settings = model, teacher, settings
-        self.precision, self.ranks, self.head_chunk = precision, ranks, head_chunk
+        self.precision, self.ranks = precision, ranks
+        self.head_chunk = tokens_of_chunk(head_logits, model.lm_head.out_features)
         self.mixers = model.placement_space.mixers
         self.layers = model.placement_space.num_layers
 

@@ -16,6 +16,7 @@ from gearshift.supernet.checkpoint import read_config
 from gearshift.supernet.config import SupernetConfig
 from gearshift.tensor_headers import read_json_object
 from gearshift.train.flops import FFN, NORMS, Flops, Sizes
+from gearshift.train.head_losses import tokens_of_chunk
 from gearshift.train.recipe import AlignStage, PlacedStage, Recipe, RecordStage, Stage
 from gearshift.train.sampling import Sampler
 
@@ -162,7 +163,7 @@ def _memory(recipe: Recipe, stage: Stage, sizes: Sizes) -> Iterator[tuple[str, i
     tokens = stage.batch_size * stage.sequence_length
     yield "activations", _activations(recipe, stage, sizes, tokens)
     if not isinstance(stage, AlignStage):
-        chunk = min(recipe.scale.head_chunk, tokens)
+        chunk = min(tokens_of_chunk(recipe.scale.head_logits, config.vocab_size), tokens)
         yield "logits of a chunk", LOGIT_COPIES * FLOAT32 * chunk * config.vocab_size
         yield "hidden states", 3 * HALF * tokens * config.hidden_size
 

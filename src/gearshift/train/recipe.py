@@ -266,7 +266,9 @@ class Scale(Section):
         default=False, description="compute layers twice in place of keeping what they computed"
     )
     compile: bool = Field(default=False, description="compile the FFNs with torch.compile")
-    head_chunk: int = Field(default=1024, gt=0, description="tokens whose logits exist at a time")
+    head_logits: int = Field(
+        default=2**25, gt=0, description="logits that exist at a time; more are faster and take more memory"
+    )
 
 
 class Cluster(Section):

@@ -82,15 +82,15 @@ def make_trainer(recipe: Recipe, group: Group) -> Trainer:
     teacher, settings = model, LayerSettings(recompute=recipe.scale.activation_checkpointing)
     if recipe.teacher is not None:
         teacher = _load(recipe.teacher, group).requires_grad_(False)
-        _place(teacher, LayerSettings(), precision, recipe, group)
+        place(teacher, LayerSettings(), precision, recipe, group)
     elif attention:
         keep_teacher(model)
         settings.teacher = TEACHER_ATTENTION
     freeze_all_but_mixers(model, attention)
-    _place(model, settings, precision, recipe, group)
+    place(model, settings, precision, recipe, group)
     # Splitting puts other tensors in the place of the parameters, so they are collected after it.
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    passes = Passes(model, teacher, settings, precision, group.ranks, recipe.scale.head_chunk)
+    passes = Passes(model, teacher, settings, precision, group.ranks, recipe.scale.head_logits)
     return Trainer(passes, trained, recipe, group)
 
 
@@ -100,10 +100,18 @@ def _load(directory: Path, group: Group) -> SupernetForCausalLM:
     return load_supernet(directory, device=device).train()
 
 
-def _place(
+def place(
     model: SupernetForCausalLM, settings: LayerSettings, precision: Precision, recipe: Recipe, group: Group
 ) -> None:
-    """Frozen matrices in the precision of products, layers as training needs them, weights split."""
+    """Make a loaded model ready: frozen matrices in the precision of products, its layers, weights split.
+
+    Args:
+        model: with what is trained chosen already.
+        settings: shared by its layers.
+        precision: of products.
+        recipe: says what is compiled.
+        group: the processes.
+    """
     if precision.half:
         for parameter in model.parameters():
             if not parameter.requires_grad and parameter.dim() >= 2:
