@@ -297,11 +297,12 @@ def test_a_full_disk_at_the_very_end_leaves_no_supernet(make_recipe, monkeypatch
 
 
 def test_divergence_leaves_the_last_good_checkpoint(make_recipe, monkeypatch):
-    good = passes.head_losses
+    good, calls = passes.head_losses, []
 
     def poisoned(*args, **kwargs):
         loss, terms = good(*args, **kwargs)
-        return loss * (float("nan") if last_checkpoint(make_recipe().out) == "step-00000004" else 1.0), terms
+        calls.append(1)
+        return loss * (float("nan") if len(calls) == 6 else 1.0), terms
 
     monkeypatch.setattr(passes, "head_losses", poisoned)
     with pytest.raises(DivergedError, match="step 6"):
@@ -430,7 +431,8 @@ def test_a_student_learns_from_recorded_teacher_logits(make_recipe, tmp_path):
     """With all but one token written down it is the running teacher."""
     store = tmp_path / "logits"
     losses_ = {"forward_kl": 1.0, "activation": 0.0}
-    run(make_recipe("record", top_k=256, write=store), progress=False)
+    assert run(make_recipe("record", top_k=256, write=store), progress=False) == store
+    assert not (make_recipe().out / "supernet").exists()
     run(make_recipe(out=tmp_path / "online", losses=losses_), progress=False)
     run(make_recipe(out=tmp_path / "offline", losses=losses_, teacher_logits=store), progress=False)
     online, offline = (rows(tmp_path / name) for name in ("online", "offline"))

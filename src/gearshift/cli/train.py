@@ -46,7 +46,10 @@ def run(
 
     written = train(read, resume=resume)
     if speaks():
-        say_written(written, "supernet", next_step=f"gearshift info {written}")
+        recorded = read.stages[-1].stage == "record"
+        what = "the teacher's likeliest tokens" if recorded else "supernet"
+        shown = f"gearshift runs show {read.out}" if recorded else f"gearshift info {written}"
+        say_written(written, what, next_step=shown)
 
 
 def _print_plan(plan: TrainingPlan) -> None:

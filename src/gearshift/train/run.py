@@ -52,7 +52,8 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Pat
         progress: show a progress bar, or lines where stderr is no terminal.
 
     Returns:
-        The trained supernet directory, ``recipe.out / "supernet"``.
+        The trained supernet directory, ``recipe.out / "supernet"``; of a recipe that ends with the stage
+        ``record``, the folder that it wrote.
 
     Raises:
         RunError: the run cannot go on with this recipe, supernet or data.
@@ -68,6 +69,9 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Pat
     with joined_group(choose_device(recipe.device)) as group:
         run = _Run(directory, recipe, group)
         run.go(progress)
+        last = recipe.stages[-1]
+        if isinstance(last, RecordStage):
+            return last.write
         export_supernet(run.trainer.trained, recipe.supernet, directory.supernet, group)
     return directory.supernet
 
@@ -80,12 +84,11 @@ class _Run:
         check_trackers(recipe)
         check_model(recipe)
         _check_stages(recipe, group)
-        tokenizer = load_tokenizer(recipe.supernet)
-        self.trainer = make_trainer(recipe, group)
-        config = read_config(recipe.supernet)
+        config, tokenizer = read_config(recipe.supernet), load_tokenizer(recipe.supernet)
         check_tokenizer(tokenizer, config.vocab_size, recipe.supernet)
         self.data = StageData(recipe, tokenizer)
         self.data.check(group)
+        self.trainer = make_trainer(recipe, group)
         checks = recipe.held_out
         self.judge = None if checks is None else Judge(recipe, checks, self.data, self.trainer.passes)
         self.rows = Rows(recipe, Sizes.of(config), group)
