@@ -187,11 +187,11 @@ def _convert(teacher: Path, files: DemoFiles) -> None:
 
 
 def _distil(files: DemoFiles) -> None:
-    from gearshift.train.distill import distill
-    from gearshift.train.recipe import load_recipe
+    from gearshift.train.recipe_file import load_recipe
+    from gearshift.train.run import train
 
     places = [f"supernet={files.converted}", f"out={files.distilled}", f"data=[{files.train}]"]
-    distill(load_recipe(_shipped(RECIPE), places), resume=True)
+    train(load_recipe(_shipped(RECIPE), places), resume=True)
 
 
 def _distance_from(teacher: Path, files: DemoFiles) -> float:

@@ -88,7 +88,7 @@ def test_every_piece_gives_its_row_and_none_is_done_twice(job: Job, monkeypatch:
     for what in (
         "bench.initialization.convert_teacher",
         "train.calibrate.run.fit_mixer",
-        "train.distill.Trainer",
+        "train.run._Run",
     ):
         monkeypatch.setattr(f"gearshift.{what}", None)
     assert [one.run() for one in jobs] == [aligned, modulo, first, second]

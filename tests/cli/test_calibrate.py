@@ -53,7 +53,7 @@ def test_it_prints_a_line_a_layer_and_where_the_result_is(
     written = tmp_path / "run" / "supernet"
     assert lines[4:] == [
         f"supernet written to {written}",
-        f"next: gearshift distill recipes/demo.yaml --set supernet={written}",
+        f"next: gearshift train recipes/demo.yaml --set supernet={written}",
     ]
     assert inspect_directory(written).missing == []
     row = read_json_lines(tmp_path / "run" / "calibration.jsonl")[1]

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from gearshift.train.data import (
     HELD_OUT_ONE_IN,
     LARGEST_SOURCE_BYTES,
-    DataError,
     PackedTokens,
     is_held_out,
     python_sources,
     read_documents,
     standard_library_root,
 )
+from gearshift.train.documents import DataError
 
 
 def test_the_held_out_files_are_pinned():
@@ -71,6 +71,16 @@ def test_documents_come_from_every_kind_of_path(tmp_path):
     assert list(read_documents(tmp_path / "rows.jsonl")) == ["one", "two"]
     assert list(read_documents(tmp_path / "plain.txt")) == ["three"]
     assert list(read_documents(tmp_path / "code.py")) == list(read_documents(tmp_path)) == ["four = 4\n"]
+
+
+def test_parquet_files_are_read(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": ["one", "two"]}), tmp_path / "rows.parquet")
+    assert list(read_documents(tmp_path / "rows.parquet")) == ["one", "two"]
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1 cut short")
+    with pytest.raises(DataError, match="cannot be read as parquet"):
+        list(read_documents(tmp_path / "rows.parquet"))
 
 
 @pytest.mark.parametrize("row", [{}, {"text": 3}, {"content": "x"}])

@@ -1,4 +1,4 @@
-"""Distillation of supernets whose layers hold different mixers."""
+"""Training of supernets whose layers hold different mixers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from gearshift.files import read_json_lines
 from gearshift.placement import Placement, PlacementError
 from gearshift.supernet import load_supernet, save_supernet
-from gearshift.train.distill import distill
+from gearshift.train.run import train
 from tests.supernet.tools import only_holding
 
 ALL_BUT_ONE = [
@@ -29,7 +29,7 @@ def make_thin(tiny_model, supernet_directory, tmp_path):
 def test_a_run_trains_what_its_layers_hold(make_thin, make_recipe):
     supernet = make_thin(ALL_BUT_ONE)
     root = make_recipe().out
-    trained = load_supernet(distill(make_recipe(supernet=supernet, align_steps=2), progress=False))
+    trained = load_supernet(train(make_recipe(supernet=supernet), progress=False))
     before, after = load_supernet(supernet).state_dict(), trained.state_dict()
     moved = {
         name.split(".mixers.")[1].split(".")[0] for name in before if not (before[name] == after[name]).all()
@@ -42,5 +42,5 @@ def test_a_run_trains_what_its_layers_hold(make_thin, make_recipe):
 
 def test_a_supernet_without_its_teacher_is_refused(make_thin, make_recipe):
     with pytest.raises(PlacementError, match="no full_attention in layers 2: the teacher is none of"):
-        distill(make_recipe(supernet=make_thin(NO_TEACHER)), progress=False)
+        train(make_recipe(supernet=make_thin(NO_TEACHER)), progress=False)
     assert not make_recipe().out.exists()

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from gearshift.train.recipe import DistillRecipe
+from gearshift.train.recipe import AlignStage
 from gearshift.train.schedule import learning_rate
 
 
-def recipe(decay: str, warmup: int = 10) -> DistillRecipe:
-    values = {"supernet": "a", "out": "b", "data": [Path("c")], "steps": 110, "learning_rate": 2.0}
-    return DistillRecipe.model_validate(values | {"warmup_steps": warmup, "decay": decay})
+def recipe(decay: str, warmup: int = 10) -> AlignStage:
+    values = {"stage": "align", "steps": 110, "learning_rate": 2.0}
+    return AlignStage.model_validate(values | {"warmup_steps": warmup, "decay": decay})
 
 
 @pytest.mark.parametrize("decay", ["cosine", "linear"])
@@ -30,3 +28,7 @@ def test_middle_of_both_shapes():
 
 def test_without_warm_up_it_starts_near_the_peak():
     assert 1.9 < learning_rate(recipe("cosine", warmup=0), 1) <= 2.0
+
+
+def test_a_constant_rate_stays_after_the_warm_up():
+    assert [learning_rate(recipe("constant"), step) for step in (5, 10, 60, 110)] == [1.0, 2.0, 2.0, 2.0]

@@ -1,4 +1,4 @@
-"""What a distilled supernet stores in which type."""
+"""What a trained supernet stores in which type."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gearshift.convert import convert_teacher, export_placement
-from gearshift.train.distill import distill
+from gearshift.train.run import train
 
 
 def test_what_is_not_trained_keeps_its_own_type(teacher_directory, make_recipe, tmp_path):
@@ -16,7 +16,7 @@ def test_what_is_not_trained_keeps_its_own_type(teacher_directory, make_recipe, 
     teacher = shutil.copytree(teacher_directory, tmp_path / "teacher")
     narrow = {name: t.bfloat16() for name, t in load_file(teacher / "model.safetensors").items()}
     save_file(narrow, teacher / "model.safetensors", metadata={"format": "pt"})
-    distill(make_recipe(supernet=convert_teacher(teacher, tmp_path / "start"), steps=1), progress=False)
+    train(make_recipe(supernet=convert_teacher(teacher, tmp_path / "start"), steps=1), progress=False)
     export_placement(tmp_path / "run" / "supernet", tmp_path / "out", "fa*3")
     given = load_file(tmp_path / "out" / "model.safetensors")
     assert given.keys() == narrow.keys()

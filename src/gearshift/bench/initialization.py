@@ -33,8 +33,8 @@ from gearshift.provenance import provenance
 from gearshift.supernet.checkpoint import read_config
 from gearshift.train.calibrate import PARTS, CalibrationSettings, calibrate
 from gearshift.train.data import is_held_out, python_sources, standard_library_root, write_documents
-from gearshift.train.distill import distill
-from gearshift.train.recipe import DistillRecipe
+from gearshift.train.recipe import Recipe
+from gearshift.train.run import train
 
 DELTA_RULES = (GATED_DELTA_NET, KIMI_DELTA_ATTENTION)
 TEACHER = Path("teachers/python-11m")
@@ -150,21 +150,28 @@ class Bench:
         """The supernet after so many tokens of distillation."""
         sizes, start = self.sizes, self.calibrated(variant, seed)
         steps = max(2, round(tokens / (sizes.batch_size * sizes.sequence_length)))
-        recipe = DistillRecipe(
-            supernet=start,
-            out=self.work / _slug(variant.name) / f"distilled-{tokens}-{seed}",
-            data=[self.learn],
-            steps=steps,
-            batch_size=sizes.batch_size,
-            sequence_length=sizes.sequence_length,
-            sampling="composition",
-            learning_rate=sizes.learning_rate,
-            warmup_steps=steps // 10,
-            seed=seed,
-            save_every=steps,
-            device=sizes.device,  # pyright: ignore[reportArgumentType] - checked by pydantic
+        stage = {
+            "stage": "distill",
+            "steps": steps,
+            "batch_size": sizes.batch_size,
+            "sequence_length": sizes.sequence_length,
+            "packing": "stream",
+            "sampling": "composition",
+            "learning_rate": sizes.learning_rate,
+            "warmup_steps": steps // 10,
+        }
+        recipe = Recipe.model_validate(
+            {
+                "supernet": start,
+                "out": self.work / _slug(variant.name) / f"distilled-{tokens}-{seed}",
+                "data": [self.learn],
+                "stages": [stage],
+                "seed": seed,
+                "save_every": steps,
+                "device": sizes.device,
+            }
         )
-        return distill(recipe, resume=True)
+        return train(recipe, resume=True)
 
     def losses(self, supernet: Path) -> dict[str, float]:
         """Held-out losses of the teacher and of each delta rule in every layer, by short name."""

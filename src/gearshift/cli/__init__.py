@@ -16,14 +16,15 @@ from gearshift.cli import (
     calibrate,
     convert,
     demo,
-    distill,
     evaluate,
     export,
     generate,
     info,
+    runs,
     search,
     serve,
     thin,
+    train,
 )
 from gearshift.cli.report import reporting_errors
 
@@ -36,10 +37,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_COMMANDS = (demo, convert, calibrate, distill, evaluate, bench, search, generate, serve, export, thin, info)
+_COMMANDS = (demo, convert, calibrate, train, evaluate, bench, search, generate, serve, export, thin, info)
 for _command in _COMMANDS:
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name)(reporting_errors(_command.run, kept=_command.KEPT))
+
+_runs = typer.Typer(name="runs", help=runs.__doc__, no_args_is_help=True)
+_runs.command("show")(reporting_errors(runs.show, kept=runs.KEPT))
+app.add_typer(_runs)
 
 
 def _print_version(wanted: bool) -> None:

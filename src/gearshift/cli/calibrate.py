@@ -52,9 +52,7 @@ def run(
     )
     print("relative error of each mixer's output, before and after")
     written = calibrate(supernet, data, out, settings, device=device, resume=resume, layer_done=_print_layer)
-    say_written(
-        written, "supernet", next_step=f"gearshift distill recipes/demo.yaml --set supernet={written}"
-    )
+    say_written(written, "supernet", next_step=f"gearshift train recipes/demo.yaml --set supernet={written}")
 
 
 def _print_layer(rows: Sequence[dict[str, Any]]) -> None:

@@ -6,6 +6,7 @@ embeddings are Transformers' own Llama modules.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +105,7 @@ class SupernetModel(SupernetPreTrainedModel):
     def forward(
         self,
         embeddings_BTD: Tensor,
-        placement: Placement,
+        placement: Placement | Sequence[str],
         context: SequenceContext,
         cache: SupernetCache | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -237,6 +238,23 @@ class SupernetForCausalLM(SupernetPreTrainedModel, GenerationMixin):
             past_key_values=cache,
             mixer_outputs=mixer_outputs if output_mixer_outputs else None,
         )
+
+    def hidden_states(
+        self, input_ids: Tensor, placement: Sequence[str], cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What training needs of a forward pass, without logits, which would be by far its largest tensor.
+
+        Args:
+            input_ids: tokens (B, T).
+            placement: for each layer the name of one of its ``mixers``.
+            cu_seqlens: borders of the documents of a packed batch, as in :meth:`forward`.
+
+        Returns:
+            The normed hidden states (B, T, D) that the head reads, and every layer's mixer output.
+        """
+        embeddings = self.model.embed_tokens(input_ids)
+        context = self._context(embeddings, 0, None, None, cu_seqlens)
+        return self.model(embeddings, placement, context, None)
 
     def _cache_for(self, given: Cache | None, placement: Placement, use_cache: bool) -> SupernetCache | None:
         if given is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -24,8 +26,30 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+@dataclass(frozen=True)
+class Precision:
+    """How products are computed; trained weights and their moments are float32 in any case.
+
+    Attributes:
+        device: where.
+        half: in bfloat16.
+    """
+
+    device: torch.device
+    half: bool
+
+    @classmethod
+    def of(cls, device: torch.device, wanted: Literal["auto", "fp32", "bf16"] = "auto") -> Precision:
+        """What a recipe asks for; ``auto`` is bfloat16 on a GPU and float32 on a CPU."""
+        return cls(device, device.type == "cuda" if wanted == "auto" else wanted == "bf16")
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Within it products have this precision."""
+        if self.half:
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+
 def precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Weights stay in float32; on a GPU products run in bfloat16."""
-    if device.type == "cuda":
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return contextlib.nullcontext()
+    return Precision.of(device).autocast()

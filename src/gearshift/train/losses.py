@@ -1,4 +1,4 @@
-"""What distillation minimises: the teacher's next-token distribution, and the outputs of its mixers.
+"""How far a student's mixer outputs are from the teacher's, and next-token distributions from logits.
 
 Shape letters: B batch, T tokens, V vocabulary, D hidden size, L layers, N tokens of all sequences together.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from torch.autograd.function import once_differentiable
 CHUNK_TOKENS = 1024
 # Smallest teacher norm that a distance is divided by; real mixer outputs are far larger.
 SMALLEST_NORM = 1e-6
+
+Form = Literal["relative", "norm", "squared", "relative_squared"]
 
 
 @dataclass(frozen=True)
@@ -34,39 +36,18 @@ class TeacherDistribution:
     @classmethod
     def of(cls, logits: Tensor) -> Self:
         """Compute the distributions from logits (..., V); no gradient flows to the teacher."""
-        log_probabilities_NV = torch.log_softmax(_upcast(logits.detach().flatten(0, -2)), dim=-1)
+        log_probabilities_NV = torch.log_softmax(upcast(logits.detach().flatten(0, -2)), dim=-1)
         probabilities_NV = log_probabilities_NV.exp()
         return cls(probabilities_NV, -torch.linalg.vecdot(probabilities_NV, log_probabilities_NV))
 
 
-def forward_kl(
-    student_logits: Tensor, teacher: Tensor | TeacherDistribution, mask: Tensor | None = None
-) -> Tensor:
-    """KL(teacher || student) of the next token, mean over the counted tokens, in nats.
-
-    Computed in float32 (float64 for float64 logits) chunk by chunk over tokens. The gradient with respect to
-    the student's logits, (student's probabilities - teacher's) / count, is computed along with the loss, so
-    that no log-probabilities are kept for the backward pass.
-
-    Args:
-        student_logits: (..., V).
-        teacher: the teacher's logits of the same shape, or what `TeacherDistribution.of` made of them.
-        mask: which tokens count, of shape (...), bool; None for all.
-
-    Returns:
-        A scalar; 0 if no token counts.
-    """
-    distribution = teacher if isinstance(teacher, TeacherDistribution) else TeacherDistribution.of(teacher)
-    student_NV = student_logits.flatten(0, -2)
-    assert student_NV.shape == distribution.probabilities_NV.shape, "student and teacher differ in shape"
-    weight_N = _token_weights(mask, student_NV)
-    return _ForwardKl.apply(student_NV, distribution.probabilities_NV, distribution.entropy_N, weight_N)
-
-
 def activation_matching(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None = None
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    weight_N: Tensor | None = None,
+    form: Form = "relative",
 ) -> Tensor:
-    """Mean over layers and counted tokens of ||student - teacher||_2 / ||teacher||_2.
+    """Mean over layers of :func:`distance`; by default also over tokens.
 
     Super Apriel (arXiv 2604.19877) takes the plain norm ||student - teacher||_2. The norm of mixer outputs
     grows by an order of magnitude from the first layer to the last, and differs between teachers, so the
@@ -77,60 +58,55 @@ def activation_matching(
     Args:
         student: mixer outputs of the layers to match, each (B, T, D).
         teacher: the teacher's outputs of the same layers; no gradient flows to them.
-        mask: which tokens count, (B, T) bool; None for all.
+        weight_N: what each token counts, (N); one divided by their number if None.
+        form: how the distance is measured.
 
     Returns:
-        A scalar; 0 if there is no layer or no counted token.
+        A scalar; 0 if there is no layer.
     """
     assert len(student) == len(teacher), "student and teacher differ in layers"
     if not student:
         return torch.zeros(())
-    weight_N = _token_weights(mask, student[0].flatten(0, -2))
-    layers = [_relative_distance(s, t.detach()) @ weight_N for s, t in zip(student, teacher, strict=True)]
-    return torch.stack(layers).mean()
+    if weight_N is None:
+        weight_N = token_weights(None, student[0].flatten(0, -2))
+    return torch.stack([distance(s, t, weight_N, form) for s, t in zip(student, teacher, strict=True)]).mean()
 
 
-def _relative_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    student_ND, teacher_ND = (_upcast(x.flatten(0, -2)) for x in (student, teacher))
-    norm_N = torch.linalg.vector_norm(teacher_ND, dim=-1).clamp_min(SMALLEST_NORM)
-    return torch.linalg.vector_norm(student_ND - teacher_ND, dim=-1) / norm_N
+def distance(student: Tensor, teacher: Tensor, weight_N: Tensor, form: Form = "relative") -> Tensor:
+    """Weighted sum over tokens of the distance between two outputs of one layer.
+
+    ``norm`` is ||s - t||_2 and ``squared`` its square, summed over channels; ``relative`` and
+    ``relative_squared`` are those divided by ||t||_2 and its square. Computed in float32 (float64 for float64
+    tensors); the differences are computed again in the backward pass, so that nothing is kept for it but the
+    two outputs.
+
+    Args:
+        student: (..., D).
+        teacher: of the same shape; no gradient flows to it.
+        weight_N: what each token counts; tokens of weight 0 may hold anything.
+        form: see above.
+    """
+    assert student.shape == teacher.shape, "student and teacher differ in shape"
+    return _Distance.apply(student, teacher.detach(), weight_N, form)
 
 
-def _upcast(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _token_weights(mask: Tensor | None, rows_Nx: Tensor) -> Tensor:
-    """1 / count for the counted tokens and 0 for the others, shape (N,)."""
-    dtype = torch.promote_types(rows_Nx.dtype, torch.float32)
-    counted_N = rows_Nx.new_ones(rows_Nx.shape[0], dtype=dtype) if mask is None else mask.flatten().to(dtype)
-    return counted_N / counted_N.sum().clamp_min(1)
-
-
-class _ForwardKl(torch.autograd.Function):
-    """Sum over tokens of weight * KL; the gradient is computed along with it in the forward pass."""
-
+class _Distance(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401 - autograd's own context
-        student_NV: Tensor,
-        probabilities_NV: Tensor,
-        entropy_N: Tensor,
+        student: Tensor,
+        teacher: Tensor,
         weight_N: Tensor,
+        form: Form,
     ) -> Tensor:
-        gradient_NV = torch.empty_like(student_NV) if ctx.needs_input_grad[0] else None
+        ctx.save_for_backward(student, teacher, weight_N)
+        ctx.form = form
         loss = weight_N.new_zeros(())
-        for start in range(0, student_NV.shape[0], CHUNK_TOKENS):
-            rows = slice(start, start + CHUNK_TOKENS)
-            log_student = torch.log_softmax(_upcast(student_NV[rows]), dim=-1)
-            cross_entropy = -torch.linalg.vecdot(probabilities_NV[rows], log_student)
-            # A token that does not count adds exactly 0, whatever its logits are.
-            kl = (cross_entropy - entropy_N[rows]).masked_fill(weight_N[rows] == 0, 0.0)
-            loss = loss + kl @ weight_N[rows]
-            if gradient_NV is not None:
-                difference = log_student.exp_().sub_(probabilities_NV[rows]).mul_(weight_N[rows, None])
-                gradient_NV[rows] = difference.masked_fill_(weight_N[rows, None] == 0, 0.0)
-        ctx.save_for_backward(gradient_NV)
+        for rows in chunks(weight_N.shape[0]):
+            difference, scale = _difference(student, teacher, rows, form)
+            norm = torch.linalg.vector_norm(difference, dim=-1)
+            terms = norm.square() if form.endswith("squared") else norm
+            loss = loss + ignore(terms / scale, weight_N[rows]) @ weight_N[rows]
         return loss
 
     @staticmethod
@@ -139,5 +115,56 @@ class _ForwardKl(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         upstream: Tensor,
     ) -> tuple[Tensor, None, None, None]:
-        (gradient_NV,) = ctx.saved_tensors
-        return gradient_NV * upstream.to(gradient_NV.dtype), None, None, None
+        student, teacher, weight_N = ctx.saved_tensors
+        gradient = torch.empty_like(student)
+        flat = gradient.flatten(0, -2)
+        for rows in chunks(weight_N.shape[0]):
+            difference, scale = _difference(student, teacher, rows, ctx.form)
+            if ctx.form.endswith("squared"):
+                factor = 2.0 / scale
+            else:
+                norm = torch.linalg.vector_norm(difference, dim=-1)
+                # Where both are equal the norm has a kink; 0 is one of its subgradients.
+                factor = torch.where(norm > 0, 1 / (norm * scale), 0.0)
+            factor = factor * weight_N[rows] * upstream
+            flat[rows] = ignore(difference * factor[:, None], weight_N[rows]).to(student.dtype)
+        return gradient, None, None, None
+
+
+def _difference(student: Tensor, teacher: Tensor, rows: slice, form: Form) -> tuple[Tensor, Tensor]:
+    """Student - teacher, and what the distance of each row is divided by."""
+    teacher_ND = upcast(teacher.flatten(0, -2)[rows])
+    difference = upcast(student.flatten(0, -2)[rows]) - teacher_ND
+    if not form.startswith("relative"):
+        return difference, difference.new_ones(())
+    norm = torch.linalg.vector_norm(teacher_ND, dim=-1).clamp_min(SMALLEST_NORM)
+    return difference, norm.square() if form == "relative_squared" else norm
+
+
+def upcast(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def chunks(tokens: int, size: int = CHUNK_TOKENS) -> list[slice]:
+    """So many tokens in pieces."""
+    return [slice(start, start + size) for start in range(0, tokens, size)]
+
+
+def ignore(values: Tensor, weight_N: Tensor) -> Tensor:
+    """Exactly 0 in the rows that do not count, whatever they hold."""
+    mask = weight_N == 0
+    return values.masked_fill(mask if values.dim() == 1 else mask[:, None], 0.0)
+
+
+def token_weights(mask: Tensor | None, rows_Nx: Tensor, total: float | None = None) -> Tensor:
+    """1 / count for the counted tokens and 0 for the others, shape (N,).
+
+    Args:
+        mask: which tokens count; None for all.
+        rows_Nx: gives number, device and dtype.
+        total: the count, where tokens of other batches belong to it, too.
+    """
+    dtype = torch.promote_types(rows_Nx.dtype, torch.float32)
+    counted_N = rows_Nx.new_ones(rows_Nx.shape[0], dtype=dtype) if mask is None else mask.flatten().to(dtype)
+    return counted_N / (counted_N.sum().clamp_min(1) if total is None else max(total, 1))

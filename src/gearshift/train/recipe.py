@@ -1,212 +1,345 @@
-"""Distillation recipes: YAML files checked by pydantic; errors name the key and its line. No torch."""
+"""Training recipes: what a run does, stage by stage, checked by pydantic. No torch.
+
+A run is a list of stages, taken one after another: ``align``, ``distill``, ``sft``, and ``record``, which
+writes a teacher's likeliest tokens to a folder for later.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gearshift.errors import GearshiftError
-
-Location = tuple[str | int, ...]
+from gearshift.placement import known_mixers, long_name
 
 # What a resumed run may change without changing its result; everything else must stay as it was.
-CHANGEABLE = ("out", "supernet", "data", "save_every", "device")
+CHANGEABLE = ("out", "supernet", "save_every", "device", "trackers", "cluster")
 
 
-class RecipeError(GearshiftError, ValueError):
-    """A recipe has a wrong key or value."""
-
-
-class LossWeights(BaseModel):
-    """What each term counts in the loss; a term of weight 0 is still computed and logged."""
+class Section(BaseModel):
+    """A part of a recipe: no unknown keys, no infinities, and fixed once it is read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    forward_kl: float = Field(
-        default=1.0, ge=0, description="weight of KL(teacher || student) of the next token, in nats"
+
+class DataSource(Section):
+    """Documents to learn from: a local file or folder, or a Hugging Face data set by name."""
+
+    path: Path | None = Field(default=None, description="a .jsonl, .parquet, .txt or .py file, or a folder")
+    dataset: str | None = Field(default=None, description="the name of a Hugging Face data set, streamed")
+    config: str | None = Field(default=None, description="the data set's configuration, where it has several")
+    split: str = Field(default="train", description="the data set's split")
+    column: str | None = Field(
+        default=None, description="where a row has its text; 'text', or 'messages' in the stage sft"
     )
-    activation: float = Field(
-        default=1.0, ge=0, description="weight of the relative distance of mixer outputs"
+    weight: float = Field(default=1.0, gt=0, description="share of the tokens, relative to other sources")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, given: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
+        return {"path": given} if isinstance(given, str | Path) else given
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("expected exactly one of path and dataset")
+        if self.path is not None and self.config is not None:
+            raise ValueError("config belongs to a dataset; a path has none")
+        return self
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return str(self.path if self.dataset is None else self.dataset)
+
+
+class LossWeights(Section):
+    """What each term counts in the loss. Terms of weight 0 are not computed."""
+
+    forward_kl: float = Field(default=1.0, ge=0, description="weight of KL(teacher || student), in nats")
+    reverse_kl: float = Field(default=0.0, ge=0, description="weight of KL(student || teacher), in nats")
+    cross_entropy: float = Field(default=0.0, ge=0, description="weight of -log p(next token), in nats")
+    activation: float = Field(default=1.0, ge=0, description="weight of the distance of mixer outputs")
+    activation_form: Literal["relative", "norm", "squared", "relative_squared"] = Field(
+        default="relative", description="how that distance is measured"
     )
+    mixers: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default={}, description="what the distance of a mixer counts beside the others; 1 where left out"
+    )
+    temperature: float = Field(default=1.0, gt=0, description="of both divergences, which it also multiplies")
 
     @model_validator(mode="after")
     def _at_least_one(self) -> Self:
-        if self.forward_kl == 0 and self.activation == 0:
-            raise ValueError("forward_kl and activation are both 0; expected at least one greater than 0")
+        if not any((self.forward_kl, self.reverse_kl, self.cross_entropy, self.activation)):
+            raise ValueError("every weight is 0; expected at least one loss greater than 0")
+        known = {name for mixer in known_mixers() for name in (mixer, *_short(mixer))}
+        for name in self.mixers:
+            if name not in known:
+                raise ValueError(f"unknown mixer {name!r}; expected one of {', '.join(known_mixers())}")
+        return self
+
+    @property
+    def divergences(self) -> bool:
+        """Whether the teacher's next-token distribution is needed."""
+        return self.forward_kl > 0 or self.reverse_kl > 0
+
+    def mixer_weight(self, mixer: str) -> float:
+        """What the distance of a mixer counts."""
+        by_name = {long_name(name): weight for name, weight in self.mixers.items()}
+        return by_name.get(mixer, 1.0)
+
+
+def _short(mixer: str) -> tuple[str, ...]:
+    from gearshift.placement import short_name
+
+    return (short_name(mixer),)
+
+
+class SamplingPhase(Section):
+    """How placements are drawn: by one way, or by several with a probability each."""
+
+    uniform: float = Field(default=0.0, ge=0, description="weight of drawing every layer on its own")
+    composition: float = Field(
+        default=0.0, ge=0, description="weight of drawing how many layers each mixer gets, then shuffling"
+    )
+    presets: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={}, description="weights of placements, by text or by a name of the recipe's 'placements'"
+    )
+    until: int | None = Field(default=None, gt=0, description="the last step of the stage that it is used in")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, given: Any) -> Any:  # noqa: ANN401
+        return {given: 1.0} if given in ("uniform", "composition") else given
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not (self.uniform or self.composition or self.presets):
+            raise ValueError("nothing is drawn; expected a weight for uniform, composition or presets")
         return self
 
 
-class DistillRecipe(BaseModel):
-    """One distillation run. Relative paths start at the current directory."""
+class _Steps(Section):
+    """What every stage has."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    supernet: Path = Field(description="the supernet directory to start from")
-    out: Path = Field(description="the run directory to write")
-    data: list[Path] = Field(min_length=1, description="files or folders with training text")
-    steps: int = Field(gt=0, description="number of optimiser steps")
-    align_steps: int = Field(
-        default=0, ge=0, description="how many of the steps, the first ones, align each mixer on its own"
-    )
+    steps: int = Field(gt=0, description="number of steps")
     batch_size: int = Field(default=8, gt=0, description="sequences in a micro-batch")
-    sequence_length: int = Field(default=256, gt=1, description="tokens in a sequence")
     micro_batches: int = Field(
-        default=1, gt=0, description="micro-batches in a step, each with placements of its own"
+        default=1, gt=0, description="micro-batches in a step, shared out among the GPUs"
+    )
+    sequence_length: int = Field(default=256, gt=1, description="tokens in a sequence")
+    packing: Literal["documents", "stream"] = Field(
+        default="documents",
+        description="documents: no token sees another document; stream: whatever stands before it in its row",
+    )
+    data: list[DataSource] | None = Field(
+        default=None, min_length=1, description="documents of this stage; the recipe's where left out"
+    )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that a step reads, over all GPUs."""
+        return self.batch_size * self.micro_batches * self.sequence_length
+
+
+class _Training(_Steps):
+    """What every stage that moves weights has."""
+
+    learning_rate: float = Field(default=1e-3, gt=0, description="learning rate after the warm-up")
+    warmup_steps: int = Field(default=0, ge=0, description="steps in which the learning rate rises linearly")
+    decay: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="how the learning rate falls to a tenth, if it does"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decay of the trained matrices")
+    gradient_clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps} of {self.steps} steps; expected fewer than steps"
+            )
+        return self
+
+
+class AlignStage(_Training):
+    """Every mixer of every layer learns from one teacher pass, each on its own."""
+
+    stage: Literal["align"]
+    activation_form: Literal["relative", "norm", "squared", "relative_squared"] = Field(
+        default="relative", description="how the distance to the teacher's mixer output is measured"
+    )
+
+
+class _Placed(_Training):
+    """What stages that train whole placements have."""
+
+    sampling: Annotated[list[SamplingPhase], Field(min_length=1)] = Field(
+        default=[SamplingPhase(uniform=1.0)], description="how placements are drawn, phase by phase"
     )
     placements_per_batch: int = Field(
         default=1, gt=0, description="student placements that share one teacher pass"
     )
-    sampling: Literal["uniform", "composition"] = Field(
-        default="uniform", description="how placements are drawn"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_phase(cls, given: Any) -> Any:  # noqa: ANN401
+        if isinstance(given, dict) and isinstance(given.get("sampling"), str | dict):
+            return given | {"sampling": [given["sampling"]]}
+        return given
+
+    @model_validator(mode="after")
+    def _phases_follow(self) -> Self:
+        ends = [phase.until for phase in self.sampling]
+        rising = all(a is not None and (b is None or a < b) for a, b in zip(ends, ends[1:], strict=False))
+        if not rising or ends[-1] is not None:
+            raise ValueError(
+                f"sampling has phases until {ends}; expected rising steps and no 'until' in the last phase"
+            )
+        return self
+
+
+class DistillStage(_Placed):
+    """Placements drawn at random learn from the teacher."""
+
+    stage: Literal["distill"]
+    losses: LossWeights = Field(default=LossWeights(), description="weights of the losses")
+    teacher_logits: Path | None = Field(
+        default=None, description="a folder that a stage 'record' wrote, in place of a running teacher"
     )
-    weights: LossWeights = Field(default=LossWeights(), description="weights of the loss terms")
-    learning_rate: float = Field(default=1e-3, gt=0, description="learning rate after the warm-up")
-    warmup_steps: int = Field(default=0, ge=0, description="steps in which the learning rate rises linearly")
-    decay: Literal["cosine", "linear"] = Field(
-        default="cosine", description="how the learning rate falls to a tenth"
+
+    @model_validator(mode="after")
+    def _offline_teacher(self) -> Self:
+        if self.teacher_logits is not None and (self.losses.activation or not self.losses.divergences):
+            raise ValueError(
+                "teacher_logits hold no mixer outputs; expected losses.activation: 0 and a divergence above 0"
+            )
+        return self
+
+
+class SftStage(_Placed):
+    """Chosen placements learn the answers of conversations."""
+
+    stage: Literal["sft"]
+    losses: LossWeights = Field(
+        default=LossWeights(forward_kl=0.0, activation=0.0, cross_entropy=1.0),
+        description="weights of the losses; on answers alone",
     )
-    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decay of the trained matrices")
-    gradient_clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_what_is_given(cls, given: Any) -> Any:  # noqa: ANN401
+        """A term that is not named counts nothing here, unlike in distillation."""
+        if isinstance(given, dict) and isinstance(given.get("losses"), dict):
+            defaults = {"forward_kl": 0.0, "activation": 0.0}
+            return given | {"losses": defaults | given["losses"]}
+        return given
+
+
+class RecordStage(_Steps):
+    """The teacher's likeliest next tokens of every place are written down, for a stage without a teacher."""
+
+    stage: Literal["record"]
+    top_k: int = Field(default=64, gt=0, description="likeliest tokens kept for every place")
+    write: Path = Field(description="the folder to write")
+
+
+Stage = Annotated[AlignStage | DistillStage | SftStage | RecordStage, Field(discriminator="stage")]
+
+
+class HeldOutChecks(Section):
+    """Quality on held-out text while the run goes on."""
+
+    data: list[DataSource] = Field(min_length=1, description="text that is not trained on")
+    placements: list[str] = Field(
+        min_length=1, description="placements by text or by a name of the recipe's 'placements'"
+    )
+    every: int = Field(default=100, gt=0, description="steps between two checks")
+    tokens: int = Field(default=4096, gt=0, description="tokens to judge on")
+
+
+class Scale(Section):
+    """How a run spreads over memory and GPUs; nothing here changes what is learned."""
+
+    activation_checkpointing: bool = Field(
+        default=False, description="compute layers twice in place of keeping what they computed"
+    )
+    compile: bool = Field(default=False, description="compile the FFNs with torch.compile")
+    head_logits: int = Field(
+        default=2**25, gt=0, description="logits that exist at a time; more are faster and take more memory"
+    )
+
+
+class Cluster(Section):
+    """What the plan of --dry-run is made for; a run itself takes what torchrun gives it."""
+
+    gpus: int = Field(default=1, gt=0, description="GPUs in all")
+    memory_gib: float = Field(default=80.0, gt=0, description="memory of a GPU, in GiB")
+    tflops: float = Field(default=800.0, gt=0, description="bfloat16 products a GPU can do, in TFLOP/s")
+    utilisation: float = Field(default=0.4, gt=0, le=1, description="share of that which is expected")
+
+
+class Recipe(Section):
+    """One run. Relative paths start at the current directory."""
+
+    supernet: Path = Field(description="the supernet directory to start from")
+    out: Path = Field(description="the run directory to write")
+    stages: list[Stage] = Field(min_length=1, description="what is done, one after another")
+    data: list[DataSource] | None = Field(
+        default=None, min_length=1, description="documents of stages without any of their own"
+    )
+    shape: Path | None = Field(
+        default=None, description="a teacher's config.json, for plans before the supernet exists"
+    )
+    teacher: Path | None = Field(
+        default=None, description="another supernet whose full attention teaches; the supernet's own if none"
+    )
+    trained: Literal["mixers", "mixers_and_attention"] = Field(
+        default="mixers", description="whether full attention is trained, too; the teacher stays frozen"
+    )
+    placements: dict[str, str] = Field(default={}, description="names for placements")
+    held_out: HeldOutChecks | None = Field(default=None, description="quality while the run goes on")
     seed: int = Field(default=0, ge=0, description="seed of the batches and of the placements")
     save_every: int = Field(default=200, gt=0, description="steps between two checkpoints")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto takes the GPU if there is one"
     )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="of products; auto is bf16 on a GPU and fp32 on a CPU"
+    )
+    trackers: list[Literal["trackio", "wandb", "tensorboard"]] = Field(
+        default=[], description="where metrics go besides metrics.jsonl"
+    )
+    scale: Scale = Field(default=Scale(), description="memory and GPUs")
+    cluster: Cluster = Field(default=Cluster(), description="what plans are made for")
 
     @model_validator(mode="after")
-    def _parts_fit_into_steps(self) -> Self:
-        if self.warmup_steps >= self.steps:
-            raise ValueError(
-                f"warmup_steps is {self.warmup_steps} of {self.steps} steps; expected fewer than steps"
-            )
-        if self.align_steps > self.steps:
-            raise ValueError(f"align_steps is {self.align_steps} of {self.steps} steps; expected no more")
+    def _every_stage_has_data(self) -> Self:
+        lacking = [number for number, stage in enumerate(self.stages) if stage.data is None]
+        if self.data is None and lacking:
+            raise ValueError(f"the key 'data' is missing, and stages {lacking} have none of their own")
         return self
 
+    @property
+    def steps(self) -> int:
+        """Steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> DistillRecipe:
-    """Read a recipe; nothing heavy is imported, and nothing is loaded, before it has been found good.
+    def stage_of(self, step: int) -> tuple[int, int]:
+        """The stage that a step of the run, from 1, is in, and its number within the stage, from 1."""
+        for index, stage in enumerate(self.stages):
+            if step <= stage.steps:
+                return index, step
+            step -= stage.steps
+        raise AssertionError("the step lies beyond the run")
 
-    Args:
-        path: the YAML file.
-        overrides: changes such as ``learning_rate=1e-3`` or ``weights.forward_kl=1``, the value in YAML.
-
-    Raises:
-        RecipeError: the file, a key or a value is wrong; every wrong key is named with its line.
-    """
-    values, places = _read_yaml(path)
-    for override in overrides:
-        _apply_override(values, places, override)
-    try:
-        return DistillRecipe.model_validate(values)
-    except ValidationError as error:
-        raise RecipeError("\n".join(_explain(details, places, path) for details in error.errors())) from None
-
-
-def write_recipe(recipe: DistillRecipe, path: Path) -> None:
-    """Write a recipe, every value spelled out, so that `load_recipe` reads the same one back."""
-    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    def sources(self, index: int) -> list[DataSource]:
+        """The documents of a stage."""
+        sources = self.stages[index].data or self.data
+        assert sources is not None, "checked when the recipe was read"
+        return sources
 
 
-def describe_changes(old: DistillRecipe, new: DistillRecipe) -> list[str]:
-    """What differs between two recipes and would change the result, one line each."""
-    before, after = (recipe.model_dump(mode="json", exclude=set(CHANGEABLE)) for recipe in (old, new))
-    return [f"{key}: was {before[key]}, now {after[key]}" for key in before if before[key] != after[key]]
-
-
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Location, str]]:
-    """The values of a YAML file, and where each key stands."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise RecipeError(f"{path} is missing; expected a YAML recipe there") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"{path} cannot be read as YAML: {error}") from None
-    if not isinstance(values, dict) or root is None:
-        raise RecipeError(
-            f"{path} holds {type(values).__name__}; expected keys and values such as 'steps: 100'"
-        )
-    places: dict[Location, str] = {}
-    for location, line in _locate(root):
-        if location in places:
-            raise RecipeError(
-                f"{path}, line {line}: {_dotted(location)} was already given on {places[location]}"
-            )
-        places[location] = f"line {line}"
-    return values, places
-
-
-def _locate(node: yaml.Node, above: Location = ()) -> Iterator[tuple[Location, int]]:
-    """Every key and list item below ``node`` with its line, counted from 1."""
-    if isinstance(node, yaml.MappingNode):
-        children = [(key.value, key, value) for key, value in node.value]
-    elif isinstance(node, yaml.SequenceNode):
-        children = [(index, item, item) for index, item in enumerate(node.value)]
-    else:
-        children = []
-    for name, marked, value in children:
-        yield (*above, name), marked.start_mark.line + 1
-        yield from _locate(value, (*above, name))
-
-
-def _apply_override(values: dict[str, Any], places: dict[Location, str], override: str) -> None:
-    name, equals, text = override.partition("=")
-    if not equals or not name.strip():
-        raise RecipeError(f"the override {override!r}; expected key=value, such as learning_rate=1e-3")
-    location = tuple(name.strip().split("."))
-    section = values
-    for key in location[:-1]:
-        section = section.setdefault(key, {})
-        if not isinstance(section, dict):
-            raise RecipeError(f"the override {override!r}: {key!r} has no keys below it")
-    try:
-        section[location[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"the override {override!r}: {text!r} is not a YAML value ({error})") from None
-    places[location] = f"the override {override!r}"
-
-
-def _explain(details: ErrorDetails, places: dict[Location, str], path: Path) -> str:
-    """One line for a person: where, what was given, what is allowed."""
-    location = details["loc"]
-    place = _place(location, places)
-    where = f"{path}, {place}" if place.startswith("line") else place or str(path)
-    name = _dotted(location)
-    if details["type"] == "missing":
-        meaning = _model_at(location).model_fields[str(location[-1])].description
-        return f"{where}: the key {name!r} is missing: {meaning}"
-    if details["type"] == "extra_forbidden":
-        return f"{where}: unknown key {name!r}; {_suggest(location)}"
-    message = details["msg"].removeprefix("Value error, ")
-    if details["type"] == "value_error":
-        return f"{where}: {message}"
-    return f"{where}: {name}: given {details['input']!r}; {message[:1].lower()}{message[1:]}"
-
-
-def _place(location: Location, places: dict[Location, str]) -> str:
-    """Where the key, or the nearest one above it, was given; empty if it was not."""
-    return next(
-        (places[location[:end]] for end in range(len(location), 0, -1) if location[:end] in places), ""
-    )
-
-
-def _dotted(location: Location) -> str:
-    return ".".join(str(part) for part in location)
-
-
-def _model_at(location: Location) -> type[BaseModel]:
-    return LossWeights if location[0] == "weights" and len(location) > 1 else DistillRecipe
-
-
-def _suggest(location: Location) -> str:
-    known = list(_model_at(location).model_fields)
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+TrainingStage = AlignStage | DistillStage | SftStage
+PlacedStage = DistillStage | SftStage

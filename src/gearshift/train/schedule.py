@@ -10,7 +10,7 @@ FINAL_SHARE = 0.1
 
 
 class Schedule(Protocol):
-    """What the learning rate hangs on; a distillation recipe is one."""
+    """What the learning rate hangs on; a stage of a recipe is one."""
 
     @property
     def steps(self) -> int:
@@ -28,15 +28,15 @@ class Schedule(Protocol):
         ...
 
     @property
-    def decay(self) -> Literal["cosine", "linear"]:
+    def decay(self) -> Literal["cosine", "linear", "constant"]:
         """How it falls."""
         ...
 
 
-def learning_rate(recipe: Schedule, step: int) -> float:
-    """The learning rate of ``step``, from 1 to ``recipe.steps``: a linear rise, then a fall to a tenth."""
-    if step <= recipe.warmup_steps:
-        return recipe.learning_rate * step / recipe.warmup_steps
-    passed = (step - recipe.warmup_steps) / (recipe.steps - recipe.warmup_steps)
-    remaining = (1 + math.cos(math.pi * passed)) / 2 if recipe.decay == "cosine" else 1 - passed
-    return recipe.learning_rate * (FINAL_SHARE + (1 - FINAL_SHARE) * remaining)
+def learning_rate(stage: Schedule, step: int) -> float:
+    """The learning rate of ``step``, from 1 to ``stage.steps``: a linear rise, then a fall to a tenth."""
+    if step <= stage.warmup_steps:
+        return stage.learning_rate * step / stage.warmup_steps
+    passed = (step - stage.warmup_steps) / (stage.steps - stage.warmup_steps)
+    remaining = {"cosine": (1 + math.cos(math.pi * passed)) / 2, "linear": 1 - passed, "constant": 1.0}
+    return stage.learning_rate * (FINAL_SHARE + (1 - FINAL_SHARE) * remaining[stage.decay])

@@ -11,7 +11,10 @@ import numpy.typing as npt
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gearshift.errors import GearshiftError
+from gearshift.train.chat import encode_chat
 from gearshift.train.data import PackedTokens, read_documents
+from gearshift.train.documents import DataError, Row, column_of
+from gearshift.train.packing import Encode as EncodeRow
 
 Encode = Callable[[str], Sequence[int]]
 
@@ -53,6 +56,40 @@ def pack_files(paths: Iterable[Path], tokenizer: PreTrainedTokenizerBase) -> Pac
     end_token = tokenizer.eos_token_id
     assert isinstance(end_token, int)
     return PackedTokens.from_documents(documents, encoder(tokenizer), end_token)
+
+
+def text_encoder(tokenizer: PreTrainedTokenizerBase, column: str) -> EncodeRow:
+    """From a row with a text to its tokens and an end token; all of them are learned."""
+    encode, end_token = encoder(tokenizer), tokenizer.eos_token_id
+
+    def run(row: Row, where: str) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.bool_]]:
+        text = column_of(row, column, where)
+        if not isinstance(text, str):
+            raise DataError(f'{where}: expected a text under "{column}", found {text!r:.60}')
+        tokens = np.asarray([*encode(text), end_token], dtype=np.int32)
+        return tokens, np.ones(len(tokens), dtype=bool)
+
+    return run
+
+
+def chat_encoder(tokenizer: PreTrainedTokenizerBase, column: str) -> EncodeRow:
+    """From a row with a conversation to its tokens, and which of them are answers."""
+    return lambda row, where: encode_chat(tokenizer, column_of(row, column, where), where)
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int | None, directory: Path) -> None:
+    """Refuse a tokenizer that has tokens which the model of this directory does not know.
+
+    Raises:
+        TokenizerError: it has.
+    """
+    assert vocabulary is not None
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= vocabulary:
+        raise TokenizerError(
+            f"the tokenizer in {directory} has tokens up to {largest}, but the model knows {vocabulary}; "
+            "copy the teacher's tokenizer there"
+        )
 
 
 def check_vocabulary(tokens: npt.NDArray[np.integer], vocabulary: int | None, directory: Path) -> None:

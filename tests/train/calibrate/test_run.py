@@ -230,7 +230,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     ("name", "text", "told"),
     [
         ("empty.txt", "", "empty.txt has 1 tokens; expected at least two sequences of 24"),
-        ("empty.jsonl", "", "empty.jsonl has 0 tokens"),
+        ("empty.jsonl", "", "empty.jsonl holds no documents"),
         ("short.txt", "x" * 46, "short.txt has 47 tokens"),
         ("table.csv", "a,b", "table.csv is of an unknown kind"),
     ],

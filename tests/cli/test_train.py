@@ -1,4 +1,4 @@
-"""``gearshift distill``: a run, a Ctrl-C in the middle of one, and what is refused."""
+"""``gearshift train``: a run, a Ctrl-C in the middle of one, and what is refused."""
 
 from __future__ import annotations
 
@@ -27,15 +27,13 @@ def recipe(supernet_directory: Path, tmp_path: Path) -> Path:
         f"supernet: {supernet_directory}\n"
         f"out: {tmp_path / 'run'}\n"
         f"data: [{tmp_path / 'text.py'}]\n"
-        "steps: 2\n"
-        "batch_size: 1\n"
-        "sequence_length: 16\n"
+        "stages: [{stage: distill, steps: 2, batch_size: 1, sequence_length: 16}]\n"
     )
     return path
 
 
 def test_a_run_ends_with_a_supernet(gearshift: Gearshift, recipe: Path, tmp_path: Path):
-    result = gearshift("distill", recipe, "--set", "steps=3")
+    result = gearshift("train", recipe, "--set", "stages.0.steps=3")
     assert result.exit_code == 0
     assert f"supernet written to {tmp_path / 'run' / 'supernet'}" in result.stdout
     assert inspect_directory(tmp_path / "run").facts["step"] == "3"
@@ -45,9 +43,9 @@ def test_a_run_ends_with_a_supernet(gearshift: Gearshift, recipe: Path, tmp_path
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("stepps=3", "unknown key 'stepps'; did you mean 'steps'?"),
-        ("steps=-1", "steps: given -1"),
-        ("steps", "the override 'steps'; expected key=value"),
+        ("stages.0.stepps=3", "unknown key 'stages.0.stepps'; did you mean 'steps'?"),
+        ("stages.0.steps=-1", "stages.0.steps: given -1"),
+        ("seed", "the override 'seed'; expected key=value"),
         ("supernet=nowhere", "no supernet at nowhere"),
         ("data=[nowhere.py]", "nowhere.py"),
     ],
@@ -55,7 +53,7 @@ def test_a_run_ends_with_a_supernet(gearshift: Gearshift, recipe: Path, tmp_path
 def test_wrong_settings_are_refused(
     setting: str, said: str, gearshift: Gearshift, recipe: Path, tmp_path: Path
 ):
-    result = gearshift("distill", recipe, "--set", setting)
+    result = gearshift("train", recipe, "--set", setting)
     assert result.exit_code == 1
     assert said in result.stderr
     assert not (tmp_path / "run").exists()
@@ -64,10 +62,10 @@ def test_wrong_settings_are_refused(
 def test_a_missing_recipe_and_a_run_that_is_there_are_refused(
     gearshift: Gearshift, recipe: Path, tmp_path: Path
 ):
-    assert "nowhere.yaml is missing" in gearshift("distill", tmp_path / "nowhere.yaml").stderr
+    assert "nowhere.yaml is missing" in gearshift("train", tmp_path / "nowhere.yaml").stderr
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text("")
-    refused = gearshift("distill", recipe)
+    refused = gearshift("train", recipe)
     assert refused.exit_code == 1
     assert "already exists; go on with --resume" in refused.stderr
 
@@ -75,7 +73,7 @@ def test_a_missing_recipe_and_a_run_that_is_there_are_refused(
 def test_ctrl_c_keeps_a_checkpoint_and_resume_ends_the_run(
     gearshift: Gearshift, recipe: Path, tmp_path: Path
 ):
-    command = [sys.executable, "-m", "gearshift", "distill", str(recipe), "--set", "steps=80"]
+    command = [sys.executable, "-m", "gearshift", "train", str(recipe), "--set", "stages.0.steps=80"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         _wait_for_step(tmp_path / "run" / "metrics.jsonl", process)
         process.send_signal(signal.SIGINT)
@@ -85,7 +83,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_resume_ends_the_run(
     done = len(read_json_lines(tmp_path / "run" / "metrics.jsonl"))
     assert 1 <= done < 80
     assert "go on with --resume" in inspect_directory(tmp_path / "run").missing[0]
-    assert gearshift("distill", recipe, "--set", "steps=80", "--resume").exit_code == 0
+    assert gearshift("train", recipe, "--set", "stages.0.steps=80", "--resume").exit_code == 0
     rows = read_json_lines(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 81))
 
