@@ -46,8 +46,8 @@ def test_help_takes_less_than_a_second(asked: tuple[list[str], float, dict[str, 
 
 
 def test_help_lists_every_command(asked: tuple[list[str], float, dict[str, str]]):
-    assert {"demo", "convert", "calibrate", "distill", "evaluate", "bench"} < set(COMMANDS)
-    assert {"cost fit", "cost predict"} < set(COMMANDS)
+    assert {"demo", "convert", "calibrate", "distill", "bench"} < set(COMMANDS)
+    assert {"cost fit", "cost predict", "evaluate run", "evaluate merge"} < set(COMMANDS)
     assert {"search", "generate", "serve", "export", "thin", "info"} < set(COMMANDS)
     assert all(str(name).split()[0] in asked[2][""] for name in COMMANDS)
 

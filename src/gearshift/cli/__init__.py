@@ -37,12 +37,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_COMMANDS = (demo, convert, calibrate, distill, evaluate, bench, search, generate, serve, export, thin, info)
+_COMMANDS = (demo, convert, calibrate, distill, bench, search, generate, serve, export, thin, info)
 for _command in _COMMANDS:
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name)(reporting_errors(_command.run, kept=_command.KEPT))
 
-_GROUPS = {"cost": cost}
+_GROUPS = {"evaluate": evaluate, "cost": cost}
 for _name, _group in _GROUPS.items():
     for _part, _function in _group.COMMANDS.items():
         _group.app.command(_part)(reporting_errors(_function, kept=_group.KEPT))
