@@ -24,6 +24,7 @@ from gearshift.cli import (
     info,
     search,
     serve,
+    stability,
     thin,
 )
 from gearshift.cli.report import reporting_errors
@@ -37,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_COMMANDS = (demo, convert, calibrate, distill, bench, search, generate, serve, export, thin, info)
+_COMMANDS = (demo, convert, calibrate, distill, bench, search, stability, generate, serve, export, thin, info)
 for _command in _COMMANDS:
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name)(reporting_errors(_command.run, kept=_command.KEPT))

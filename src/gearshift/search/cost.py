@@ -98,7 +98,7 @@ class CostModel:
         missing = [mixer for mixer in space.mixers if mixer not in known]
         if missing:
             raise CostError(
-                f"no cost of {', '.join(missing)} at {self._workload()}; "
+                f"no cost of {', '.join(missing)} at {self.describe()}; "
                 "measure placements that use every mixer"
             )
         return self._parts[1][:, [known.index(mixer) for mixer in space.mixers]]
@@ -187,11 +187,12 @@ class CostModel:
         if not fit.decode_fit.settles(np.concatenate(features)):
             most = ", ".join(dict.fromkeys(str(space.mostly(mixer)) for mixer in space.mixers))
             raise CostError(
-                f"{len(self.measured)} measurements at {self._workload()} do not settle the "
+                f"{len(self.measured)} measurements at {self.describe()} do not settle the "
                 f"cost of every mixer; measure one placement for each that uses it most, such as {most}"
             )
 
-    def _workload(self) -> str:
+    def describe(self) -> str:
+        """``context 2048, batch 8``, or the memory where as many run as fit."""
         running = f"batch {self.batch_size}" if self.batch_size else f"{self.memory_bytes:,} bytes of cache"
         return f"context {self.context_length}, {running}"
 
@@ -201,7 +202,7 @@ class CostModel:
         )
         unit = "step" if self.batch_size else "token"
         text = (
-            f"cost at {self._workload()}: {1e3 * self.base_seconds:.4g} ms a {unit}, "
+            f"cost at {self.describe()}: {1e3 * self.base_seconds:.4g} ms a {unit}, "
             f"plus per layer (ms): {mixers}"
         )
         if not self.measured:
