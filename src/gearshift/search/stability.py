@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from gearshift.errors import GearshiftError
@@ -18,6 +19,10 @@ from gearshift.files import read_json
 from gearshift.placement import Placement
 from gearshift.search.space import Array
 from gearshift.search.table import EvaluationTable
+
+# Which placements a resample takes, and a number that is computed of them.
+Rows = NDArray[np.int64]
+Statistic = Callable[[Rows], float | None]
 
 FORMAT = "gearshift-stability-1"
 RESAMPLES = 1000
@@ -171,10 +176,10 @@ def _measure_run(
     resamples = _resamples(len(placements), resampling_seed)
     on_front = _resamples(len(front), resampling_seed)
 
-    def over_all(statistic: Callable[[Array], float | None]) -> Estimate:
+    def over_all(statistic: Statistic) -> Estimate:
         return _estimate(statistic, np.arange(len(placements)), resamples)
 
-    def over_front(statistic: Callable[[Array], float | None]) -> Estimate:
+    def over_front(statistic: Statistic) -> Estimate:
         return _estimate(lambda rows: statistic(np.array(front)[rows]), np.arange(len(front)), on_front)
 
     def one(number: int, step: int, digest: str) -> CheckpointStability:
@@ -198,10 +203,8 @@ def _measure_run(
     )
 
 
-def _regret(
-    early: Array, final: Array, costs: Array | None, how: Callable[[Array], Any]
-) -> Callable[[Array], float | None]:
-    def statistic(rows: Array) -> float | None:
+def _regret(early: Array, final: Array, costs: Array | None, how: Callable[[Array], Any]) -> Statistic:
+    def statistic(rows: Rows) -> float | None:
         assert costs is not None
         return float(how(regrets(early[rows], final[rows], costs[rows])))
 
@@ -227,12 +230,12 @@ def _common_values(seed: int, tables: Mapping[int, EvaluationTable]) -> tuple[li
     return common, np.array([[values[placement] for placement in common] for values in by_step])
 
 
-def _resamples(size: int, seed: int) -> Array:
+def _resamples(size: int, seed: int) -> Rows:
     """(R, size) indices drawn with replacement."""
     return np.random.default_rng(seed).integers(max(size, 1), size=(RESAMPLES, size))
 
 
-def _estimate(statistic: Callable[[Array], float | None], everything: Array, resamples: Array) -> Estimate:
+def _estimate(statistic: Statistic, everything: Rows, resamples: Rows) -> Estimate:
     """The statistic with its percentile interval; resamples in which it is undefined are left out."""
     value = statistic(everything)
     found = [again for rows in resamples if (again := statistic(rows)) is not None]
