@@ -19,6 +19,7 @@ from gearshift.cli import (
     demo,
     distill,
     evaluate,
+    explore,
     export,
     generate,
     info,
@@ -38,7 +39,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_COMMANDS = (demo, convert, calibrate, distill, bench, search, stability, generate, serve, export, thin, info)
+_COMMANDS = (
+    demo,
+    convert,
+    calibrate,
+    distill,
+    bench,
+    search,
+    stability,
+    explore,
+    generate,
+    serve,
+    export,
+    thin,
+    info,
+)
 for _command in _COMMANDS:
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name)(reporting_errors(_command.run, kept=_command.KEPT))

@@ -61,6 +61,8 @@ class CostModel:
         if workload.concurrency is None and workload.memory_bytes is None:
             raise CostError("neither a concurrency nor a memory for caches is given; give at least one")
         memory = workload.memory_bytes if workload.concurrency is None else None
+        if memory is not None:
+            fit.known_engine()
         model = cls(fit, workload.context_length, workload.concurrency or 0, memory)
         model._check_settled()
         return model
