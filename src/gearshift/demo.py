@@ -242,7 +242,7 @@ def _evaluate_quickly(files: DemoFiles, placements: list[Placement], table: Path
         tokens=QUICK_TOKENS,
         sequence_length=SEQUENCE_TOKENS,
         batch_size=QUICK_TOKENS // SEQUENCE_TOKENS,
-    ).rows
+    )
 
 
 def _measure(supernet: Path, presets: Sequence[Preset]) -> list[Row]:
@@ -269,7 +269,7 @@ def _measure_presets(files: DemoFiles, found: Found, costs: Sequence[Row]) -> Fo
         files.presets,
         tokens=FINAL_TOKENS,
         sequence_length=SEQUENCE_TOKENS,
-    ).rows
+    )
     steps = _measure(files.supernet, found.presets)
     return found.with_presets(with_measurements(found.presets, rows, steps))
 

@@ -53,7 +53,7 @@ def test_served_presets_have_the_loss_of_their_placements(serving, supernet_dire
     assert endpoint.models()["tiny:fast"] == Placement.parse("gdn*3")
     rows = evaluate_endpoint(endpoint, ["tiny:fast"], supernet_directory, text, None, out, **SIZES)
     wanted = [Placement.parse("gdn*3")]
-    direct = evaluate_placements(supernet_directory, wanted, text, None, tmp_path / "own.jsonl", **SIZES).rows
+    direct = evaluate_placements(supernet_directory, wanted, text, None, tmp_path / "own.jsonl", **SIZES)
     for column in ("loss", "quality", "retention"):
         assert rows[0][column] == pytest.approx(direct[0][column], rel=1e-4)
     for column in ("placement", "data", "tokens"):

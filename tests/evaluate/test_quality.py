@@ -50,7 +50,7 @@ def evaluate(supernet_directory, text, tmp_path):
             "out": tmp_path / "table.jsonl",
         }
         sizes = {"tokens": 320, "sequence_length": 32, "batch_size": 4, "progress": False, "device": "cpu"}
-        return evaluate_placements(placements=placements, **(arguments | sizes | changes)).rows
+        return evaluate_placements(placements=placements, **(arguments | sizes | changes))
 
     return evaluate
 

@@ -179,7 +179,7 @@ class Bench:
             tokens=self.sizes.held_out_tokens,
             sequence_length=self.sizes.sequence_length,
             device=self.sizes.device,
-        ).rows
+        )
         mixers = (short_name(mixer) for mixer in (FULL_ATTENTION, *DELTA_RULES))
         return {mixer: row["loss"] for mixer, row in zip(mixers, rows, strict=True)}
 

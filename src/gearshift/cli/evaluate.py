@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -20,6 +20,9 @@ from gearshift.cli.options import (
 from gearshift.cli.tables import print_table, say_written
 from gearshift.errors import GearshiftError
 from gearshift.evaluate.shard import Shard
+
+if TYPE_CHECKING:
+    from gearshift.evaluate.evaluator import Speed
 
 KEPT = "the rows that were done are in the table; run the same command again to go on from there"
 
@@ -80,7 +83,8 @@ def run(
 
     from gearshift.evaluate.quality import evaluate_placements
 
-    evaluated = evaluate_placements(
+    speeds: list[Speed] = []
+    rows = evaluate_placements(
         supernet,
         wanted,
         data,
@@ -91,17 +95,17 @@ def run(
         batch_size=batch_size,
         device=device,
         shard=part,
+        tell_speed=speeds.append,
     )
-    print_table(str(out), ("placement", "loss", "kl", "retention", "recall"), _cells(evaluated.rows))
-    if evaluated.speed is not None:
-        typer.echo(str(evaluated.speed))
-    what = f"{len(evaluated.rows)} rows"
+    print_table(str(out), ("placement", "loss", "kl", "retention", "recall"), _cells(rows))
+    for speed in speeds:
+        typer.echo(str(speed))
     next_step = (
         f"gearshift search --table {out} --cost ROWS --out FOLDER"
         if part is None
         else f"gearshift evaluate merge {out} OTHER_SHARDS --out TABLE"
     )
-    say_written(out, what, next_step)
+    say_written(out, f"{len(rows)} rows", next_step)
 
 
 def merge(

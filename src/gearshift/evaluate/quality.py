@@ -10,8 +10,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gearshift.evaluate.evaluator import Evaluator, Score, Speed
@@ -34,19 +33,6 @@ GROUP, LARGEST_GROUP = 16, 256
 GROUP_SECONDS = 20.0
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """What an evaluation gave.
-
-    Attributes:
-        rows: of the placements asked for, in their order; of a shard, of its placements.
-        speed: of what was evaluated now; None if all rows were there already.
-    """
-
-    rows: list[Row]
-    speed: Speed | None
-
-
 def evaluate_placements(
     supernet: Path,
     placements: Sequence[Placement],
@@ -59,8 +45,9 @@ def evaluate_placements(
     batch_size: int | None = None,
     device: str = "auto",
     shard: Shard | None = None,
+    tell_speed: Callable[[Speed], None] | None = None,
     progress: bool = True,
-) -> Evaluated:
+) -> list[Row]:
     """Evaluate placements of a supernet and append a row for each to a table.
 
     Placements that the table already holds for this checkpoint and data are not evaluated again, so an
@@ -78,7 +65,11 @@ def evaluate_placements(
         batch_size: sequences at a time; recall examples fill the same number of tokens. None for what fits.
         device: ``auto``, ``cpu`` or ``cuda``.
         shard: evaluate a part of the placements only. Every shard evaluates all-FA.
+        tell_speed: called at the end with how fast it was, unless all rows were there already.
         progress: show a progress bar, or lines where stderr is no terminal.
+
+    Returns:
+        The rows of ``placements``, in their order; of a shard, those of its part.
 
     Raises:
         PlacementError: a placement does not fit the supernet, or the supernet lacks its teacher.
@@ -96,15 +87,15 @@ def evaluate_placements(
     )
     table = _Table(out, checkpoint_digest(supernet), held_out.name, teacher)
     missing = [placement for placement in dict.fromkeys([teacher, *asked]) if placement not in table.rows]
-    speed = None
     if missing:
         model = load_supernet(supernet, device=choose_device(device))
         evaluator = Evaluator(model, held_out, batch_size)
         _fill(table, evaluator, in_tree_order(missing, space), progress)
-        evaluator.measure_floor(missing)
-        speed = evaluator.speed
+        if tell_speed is not None:
+            evaluator.measure_floor(missing)
+            tell_speed(evaluator.speed)
     wanted = asked if shard is not None else placements
-    return Evaluated([table.rows[placement] for placement in wanted], speed)
+    return [table.rows[placement] for placement in wanted]
 
 
 class _Table:
