@@ -247,12 +247,13 @@ def _evaluate_quickly(files: DemoFiles, placements: list[Placement], table: Path
 
 def _measure(supernet: Path, presets: Sequence[Preset]) -> list[Row]:
     """Decode steps of the presets, or without any of what a cost model is fitted to."""
-    from gearshift.bench.decode import cost_placements, measure_decode
+    from gearshift.bench.decode import DecodeSettings, cost_placements, measure_decode
     from gearshift.supernet import load_supernet
 
     model = load_supernet(supernet)
     placements = [preset.placement for preset in presets] or cost_placements(model.placement_space)
-    return measure_decode(model, placements, CONTEXT_LENGTHS, DECODE_BATCH, rounds=ROUNDS)
+    settings = DecodeSettings(DECODE_BATCH, rounds=ROUNDS)
+    return measure_decode(model, placements, CONTEXT_LENGTHS, settings)
 
 
 def _measure_presets(files: DemoFiles, found: Found, costs: Sequence[Row]) -> Found:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gearshift.bench.decode import cost_placements, measure_decode
+from gearshift.bench.decode import DecodeSettings, cost_placements, measure_decode
 from gearshift.placement import MIXERS, PlacementSpace
 from gearshift.search import fit_costs
 from gearshift.supernet import SupernetForCausalLM
@@ -69,6 +69,6 @@ def test_a_model_without_its_teacher_is_measured_without_it(model: SupernetForCa
     held = [("gated_delta_net",), *[("full_attention", "kimi_delta_attention")] * 3]
     thin = only_holding(model, held)
     placements = cost_placements(thin.placement_space)
-    rows = measure_decode(thin, placements, [16], 1, steps=1, rounds=1, progress=False)
+    rows = measure_decode(thin, placements, [16], DecodeSettings(steps=1, rounds=1), progress=False)
     assert [row["placement"] for row in rows] == [str(placement) for placement in placements]
     assert rows[0]["placement"] == "gdn fa*3"

@@ -12,6 +12,7 @@ from gearshift.bench import decode
 from gearshift.files import read_json_lines
 from gearshift.inspect_directory import supernet_space
 from gearshift.search import fit_costs
+from gearshift.search.cost_rows import read_cost_rows
 
 Gearshift = Callable[..., Result]
 
@@ -24,6 +25,25 @@ def test_a_cost_model_can_be_fitted_to_what_is_measured_unasked(
     assert result.exit_code == 0
     costs = fit_costs(read_json_lines(out), supernet_space(supernet_directory))
     assert set(costs) == {(16, 1), (64, 1)}
+
+
+def test_as_many_sequences_run_as_fit_and_prompts_are_timed(
+    gearshift: Gearshift, supernet_directory: Path, tmp_path: Path
+):
+    out, memory = tmp_path / "cost.jsonl", 60_000
+    sizes = ("--context", 32, "--memory", memory / 2**30, "--prefill")
+    assert gearshift("bench", supernet_directory, "--out", out, *sizes).exit_code == 0
+    rows = read_json_lines(out)
+    assert len({row["batch_size"] for row in rows}) > 1
+    for row in rows:
+        assert row["memory_bytes"] == memory
+        assert row["batch_size"] == memory // row["cache_bytes"]
+        assert row["prefill_seconds"] > 0
+    steps = read_cost_rows(rows).steps
+    assert {step.workload for step in steps} == {(32, None, memory)}
+    too_little = gearshift("bench", supernet_directory, "--out", out, "--memory", 1e-7)
+    assert too_little.exit_code == 1
+    assert "the memory for caches is 107: give more of it" in too_little.stderr
 
 
 def test_named_placements_are_added_to_the_file(

@@ -45,6 +45,21 @@ def test_rows_are_written_once(evaluate: Gearshift, tmp_path: Path):
     assert f"{rows[1]['loss']:.4f}" in again.stdout
 
 
+def test_shards_make_up_the_table_of_one_run(evaluate: Gearshift, gearshift: Gearshift, tmp_path: Path):
+    result = evaluate("--random", 5)
+    assert "an hour; plain forward passes take" in result.stdout
+    whole = {row["placement"]: row["loss"] for row in read_json_lines(tmp_path / "rows.jsonl")}
+    parts = [tmp_path / f"part{index}.jsonl" for index in (1, 2)]
+    for index, part in enumerate(parts, start=1):
+        assert evaluate("--random", 5, "--shard", f"{index}/2", "--out", part).exit_code == 0
+    merged = gearshift("evaluate", "merge", *parts, "--out", tmp_path / "merged.jsonl")
+    assert merged.exit_code == 0
+    assert "1 rows were there twice and agree" in merged.stdout
+    rows = read_json_lines(tmp_path / "merged.jsonl")
+    assert {row["placement"]: row["loss"] for row in rows} == whole
+    assert len(rows) == len(whole)
+
+
 def test_random_placements_follow_the_seed(evaluate: Gearshift, supernet_directory: Path, tmp_path: Path):
     assert evaluate("--random", 4, "--seed", 3).exit_code == 0
     texts = {row["placement"] for row in read_json_lines(tmp_path / "rows.jsonl")}
@@ -73,6 +88,7 @@ def test_presets_are_evaluated(gearshift: Gearshift, supernet_directory: Path, t
         (["--placement", "fa*4"], "has 4 layers; expected 3"),
         (["--placement", "fa*3", "--data", "nowhere.txt"], "nowhere.txt"),
         (["--placement", "fa*3", "--recall", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--placement", "fa*3", "--shard", "3/2"], "the shard '3/2'; expected a part of some"),
     ],
 )
 def test_wrong_options_are_refused(options: list[str], said: str, evaluate: Gearshift, tmp_path: Path):

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from gearshift.errors import FileFormatError
-from gearshift.evaluate import quality
+from gearshift.evaluate import evaluator, quality
+from gearshift.evaluate.evaluator import EvaluationError, Evaluator
 from gearshift.evaluate.held_out import read_held_out
-from gearshift.evaluate.quality import EvaluationError, Evaluator, evaluate_placements
+from gearshift.evaluate.quality import evaluate_placements
 from gearshift.evaluate.recall import make_examples, write_examples
 from gearshift.evaluate.table import COLUMNS, read_table
 from gearshift.placement import Placement, PlacementError, PlacementSpace
@@ -54,14 +55,23 @@ def evaluate(supernet_directory, text, tmp_path):
     return evaluate
 
 
+def alone(monkeypatch) -> None:
+    """Let every placement be a group of its own."""
+    monkeypatch.setattr(quality, "GROUP", 1)
+    monkeypatch.setattr(quality, "LARGEST_GROUP", 1)
+
+
 @pytest.fixture
 def passes(monkeypatch) -> list[str]:
-    """The placements of all window passes, in order."""
+    """The placements of all passes that are scored, in order."""
     seen: list[str] = []
-    run = quality.next_token_logits
-    monkeypatch.setattr(
-        quality, "next_token_logits", lambda model, ids, p: seen.append(str(p)) or run(model, ids, p)
-    )
+    run = evaluator.hidden_states
+
+    def noted(model, ids, placements):
+        seen.extend(map(str, placements))
+        return run(model, ids, placements)
+
+    monkeypatch.setattr(evaluator, "hidden_states", noted)
     return seen
 
 
@@ -129,7 +139,7 @@ def test_one_teacher_pass_serves_a_group(evaluate, passes, monkeypatch):
     evaluate([Placement.parse(t) for t in ("kda*3", "swa*3", "gdn kda*2")], sequence_length=64)
     batches = passes.count("kda*3")
     assert passes.count("fa*3") == batches
-    monkeypatch.setattr(quality, "GROUP", 1)
+    alone(monkeypatch)
     passes.clear()
     evaluate([Placement.parse(t) for t in ("kda*2 fa", "swa*2 fa")], sequence_length=64)
     assert passes.count("fa*3") == 2 * batches
@@ -137,7 +147,7 @@ def test_one_teacher_pass_serves_a_group(evaluate, passes, monkeypatch):
 
 def test_groups_change_no_result(evaluate, monkeypatch, tmp_path):
     together = evaluate(out=tmp_path / "a.jsonl")
-    monkeypatch.setattr(quality, "GROUP", 1)
+    alone(monkeypatch)
     apart = evaluate(out=tmp_path / "b.jsonl")
     for one, other in zip(together, apart, strict=True):
         assert {k: one[k] for k in ("loss", "kl", "recall")} == {
@@ -146,11 +156,11 @@ def test_groups_change_no_result(evaluate, monkeypatch, tmp_path):
 
 
 def test_an_interrupted_evaluation_keeps_its_finished_groups(evaluate, monkeypatch, tmp_path):
-    monkeypatch.setattr(quality, "GROUP", 1)
+    alone(monkeypatch)
     score = Evaluator.score
 
     def interrupted(self, group, report):
-        if "kda" in str(group[0]):
+        if "gdn" in str(group[0]):
             raise KeyboardInterrupt
         return score(self, group, report)
 
@@ -158,12 +168,12 @@ def test_an_interrupted_evaluation_keeps_its_finished_groups(evaluate, monkeypat
         patch.setattr(Evaluator, "score", interrupted)
         with pytest.raises(KeyboardInterrupt):
             evaluate()
-    assert [row["placement"] for row in read_table(tmp_path / "table.jsonl")] == ["fa*3", "gdn*3"]
+    assert [row["placement"] for row in read_table(tmp_path / "table.jsonl")] == ["fa*3", "swa fa kda"]
     evaluate()
     assert [row["placement"] for row in read_table(tmp_path / "table.jsonl")] == [
         "fa*3",
-        "gdn*3",
         "swa fa kda",
+        "gdn*3",
     ]
 
 
@@ -226,10 +236,10 @@ def test_a_loss_that_is_not_finite_names_the_placement(evaluate, monkeypatch, tm
         return model
 
     monkeypatch.setattr(quality, "load_supernet", broken)
-    monkeypatch.setattr(quality, "GROUP", 1)
+    alone(monkeypatch)
     with pytest.raises(EvaluationError, match="placement swa kda fa is not a finite number"):
         evaluate([Placement.parse("gdn*3"), Placement.parse("swa kda fa")])
-    assert [row["placement"] for row in read_table(tmp_path / "table.jsonl")] == ["fa*3", "gdn*3"]
+    assert [row["placement"] for row in read_table(tmp_path / "table.jsonl")] == ["fa*3"]
 
 
 def test_progress_counts_placements(evaluate, capsys):

@@ -6,21 +6,15 @@ import pytest
 import torch
 
 from gearshift.evaluate.held_out import EncodedExample
-from gearshift.evaluate.scores import recalled
-from gearshift.placement import Placement
+from gearshift.evaluate.scores import RecallBatch
 from gearshift.supernet import load_supernet
 
-TEACHER = Placement.parse("fa*3")
 
-
-class Parrot(torch.nn.Module):
-    """Stands in for a model: predicts the true next token, except after the token 9, where it says 0."""
-
-    def forward(self, ids, placement, use_cache, logits_to_keep):
-        following = torch.cat([ids[:, 1:], ids[:, :1]], dim=1)
-        said = torch.where(ids == 9, torch.zeros_like(ids), following)
-        logits = torch.nn.functional.one_hot(said, 12).float()
-        return type("Output", (), {"logits": logits[:, logits_to_keep]})
+def parrot(ids: torch.Tensor) -> torch.Tensor:
+    """Logits that predict the true next token, except after the token 9, where they say 0."""
+    following = torch.cat([ids[:, 1:], ids[:, :1]], dim=1)
+    said = torch.where(ids == 9, torch.zeros_like(ids), following)
+    return torch.nn.functional.one_hot(said, 12).float()
 
 
 @pytest.mark.parametrize(
@@ -36,8 +30,8 @@ class Parrot(torch.nn.Module):
 )
 def test_an_example_is_recalled_if_all_of_its_answer_is_predicted(tokens, prompt_length, right):
     others = [EncodedExample("copy", (1, 2, 3), 1), EncodedExample("copy", tuple(range(1, 8)), 4)]
-    batch = [others[0], EncodedExample("copy", tokens, prompt_length), others[1]]
-    assert recalled(Parrot(), batch, TEACHER, torch.device("cpu")) == [True, right, True]  # pyright: ignore[reportArgumentType]
+    batch = RecallBatch([others[0], EncodedExample("copy", tokens, prompt_length), others[1]])
+    assert batch.recalled(parrot(batch.ids_BT)[:, batch.places_A]) == [True, right, True]
 
 
 def test_padding_changes_no_recall(supernet_directory):
@@ -51,5 +45,7 @@ def test_padding_changes_no_recall(supernet_directory):
                 ids.append(int(model(torch.tensor([ids]), placement="gdn*3").logits[0, -1].argmax()))
         examples.append(EncodedExample("copy", tuple(ids), length))
         examples.append(EncodedExample("copy", (*ids[:-1], (ids[-1] + 1) % 250), length))
-    placement = Placement.parse("gdn*3")
-    assert recalled(model, examples, placement, torch.device("cpu")) == [True, False] * 3
+    batch = RecallBatch(examples)
+    with torch.no_grad():
+        logits = model(batch.ids_BT, placement="gdn*3", logits_to_keep=batch.places_A).logits
+    assert batch.recalled(logits) == [True, False] * 3

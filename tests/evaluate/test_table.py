@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from gearshift.errors import FileFormatError
@@ -66,8 +68,20 @@ def test_rows_are_selected_by_checkpoint_and_data():
         row("gdn*3", checkpoint="x"),
         row("gdn*3", data="x"),
         row("swa*3"),
-        row("fa fa*2", loss=2.0),
+        row("fa fa*2", loss=1.0001),
     ]
     selected = select_rows(rows, "c", "d")
     assert set(selected) == {Placement.parse("fa*3"), Placement.parse("swa*3")}
-    assert selected[Placement.parse("fa*3")]["loss"] == 2.0
+    assert selected[Placement.parse("fa*3")]["loss"] == 1.0
+    with pytest.raises(EvaluationTableError, match="row 6: the placement fa\\*3 has the loss 2, an earlier"):
+        select_rows([*rows, row("fa*3", loss=2.0)], "c", "d")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "1"])
+def test_a_quality_that_is_no_number_is_named(tmp_path, value):
+    path = tmp_path / "table.jsonl"
+    append_row(path, row())
+    with path.open("a") as file:  # as another program may write it
+        file.write(json.dumps(row("gdn*3") | {"quality": value}) + "\n")
+    with pytest.raises(EvaluationTableError, match=r"row 2 \(gdn\*3\): quality = .*expected a finite number"):
+        read_table(path)

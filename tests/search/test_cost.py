@@ -39,7 +39,9 @@ def test_recovers_the_true_seconds(made_up):
 def test_predicts_placements_it_has_not_seen(made_up):
     model = _fit(made_up, made_up.bench([*made_up.uniform, *made_up.draw(12)[1:]], noise=0.02))
     unseen = made_up.bench(made_up.draw(60, seed=3)[1:])
-    steps = [MeasuredStep(Placement.parse(row["placement"]), row["seconds_per_step"]) for row in unseen]
+    steps = [
+        MeasuredStep(Placement.parse(row["placement"]), row["seconds_per_step"], 256, 1) for row in unseen
+    ]
     assert np.abs(model.relative_errors(steps)).max() < 0.08
     assert model.speed_up(made_up.uniform[0]) == 1.0
     assert model.speed_up(made_up.uniform[2]) == pytest.approx(
@@ -140,7 +142,9 @@ def test_mixers_that_never_compete_need_not_be_told_apart(made_up):
     texts = ["fa*6 gdn*6", "swa*6 gdn*6", "fa*6 kda*6"]
     (model,) = fit_costs(made_up.bench([Placement.parse(text) for text in texts]), space).values()
     unseen = made_up.bench([Placement.parse("fa*2 swa*4 gdn*3 kda*3"), Placement.parse("swa*6 kda*6")])
-    steps = [MeasuredStep(Placement.parse(row["placement"]), row["seconds_per_step"]) for row in unseen]
+    steps = [
+        MeasuredStep(Placement.parse(row["placement"]), row["seconds_per_step"], 256, 1) for row in unseen
+    ]
     assert np.abs(model.relative_errors(steps)).max() < 1e-9
     with pytest.raises(CostError, match=r"such as fa\*6 gdn\*6, swa\*6 gdn\*6, fa\*6 kda\*6"):
         fit_costs(made_up.bench([Placement.parse(text) for text in texts[:2]]), space)
@@ -163,14 +167,16 @@ def test_saved_and_loaded_models_are_equal(made_up, tmp_path):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda content: content.pop("models"),
-        lambda content: content["models"][0].pop("hardware"),
-        lambda content: content["models"][0].update(base_seconds=-1.0),
-        lambda content: content["models"][0].update(mixer_seconds=[1.0]),
-        lambda content: content["models"][0]["measured"][0].update(placement="mamba"),
-        lambda content: content["models"][0]["measured"][0].update(seconds=0),
-        lambda content: content["models"][0].update(measured=[]),
-        lambda content: content.update(models=[3]),
+        lambda content: content.pop("steps"),
+        lambda content: content.pop("hardware"),
+        lambda content: content.update(mixers=["mamba"]),
+        lambda content: content.update(engine=[1.0]),
+        lambda content: content["steps"][0].update(placement="mamba"),
+        lambda content: content["steps"][0].update(placement="fa*3"),
+        lambda content: content["steps"][0].update(seconds=0),
+        lambda content: content["steps"][0].update(context_length=0),
+        lambda content: content.update(steps=[]),
+        lambda content: content.update(steps=[3]),
     ],
 )
 def test_damaged_files_are_refused(made_up, tmp_path, damage):
@@ -185,5 +191,5 @@ def test_damaged_files_are_refused(made_up, tmp_path, damage):
 
 def test_other_json_is_refused(tmp_path):
     write_json(tmp_path / "x.json", [])
-    with pytest.raises(CostError, match="x.json holds no cost models"):
+    with pytest.raises(CostError, match="x.json holds no cost model"):
         load_costs(tmp_path / "x.json")

@@ -10,14 +10,17 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from gearshift.bench.engine import describe_embedded
 from gearshift.errors import GearshiftError
 from gearshift.placement import FULL_ATTENTION, Placement, PlacementSpace
 from gearshift.progress import show_progress
 from gearshift.provenance import hardware, provenance
+from gearshift.search.cost_engine import Engine
 from gearshift.supernet import SupernetCache, SupernetForCausalLM
 from gearshift.supernet.cache import KeyValueState
 
@@ -52,16 +55,42 @@ def cost_placements(space: PlacementSpace) -> list[Placement]:
     return list(dict.fromkeys(groups + halves))
 
 
+@dataclass(frozen=True)
+class DecodeSettings:
+    """How decode steps are measured.
+
+    Attributes:
+        batch_size: sequences decoded together, where no memory is given.
+        memory_bytes: memory for caches, in which as many sequences of each placement run as fit.
+        prefill: also time a prompt as long as the context.
+        steps: decode steps timed together.
+        rounds: how many times each placement has its turn.
+        seed: of the random caches.
+    """
+
+    batch_size: int = 1
+    memory_bytes: int | None = None
+    prefill: bool = False
+    steps: int = 3
+    rounds: int = 5
+    seed: int = 0
+
+
+@dataclass
+class _Times:
+    """Seconds of one placement at one context, a number a round."""
+
+    batch_size: int
+    steps: list[float] = field(default_factory=list)
+    prefills: list[float] = field(default_factory=list)
+
+
 @torch.inference_mode()
 def measure_decode(
     model: SupernetForCausalLM,
     placements: Sequence[Placement],
     context_lengths: Sequence[int],
-    batch_size: int,
-    *,
-    steps: int = 3,
-    rounds: int = 5,
-    seed: int = 0,
+    settings: DecodeSettings | None = None,
     progress: bool = True,
 ) -> list[Row]:
     """Measure every placement at every context length.
@@ -70,20 +99,18 @@ def measure_decode(
         model: on the device to measure.
         placements: which; all-FA, if the model has it, is measured too, since speed-ups refer to it.
         context_lengths: cached tokens of each sequence.
-        batch_size: sequences decoded together.
-        steps: decode steps timed together.
-        rounds: how many times each placement has its turn.
-        seed: of the random caches.
+        settings: how.
         progress: show a progress bar.
 
     Returns:
-        A row for each placement and context length: ``placement``, ``context_length``, ``batch_size``,
-        ``seconds_per_step`` (median over rounds), ``seconds_least``, ``seconds_most``, ``hardware``,
-        ``provenance``. All-FA, if the model has it, comes first at every context length.
+        A row for each placement and context length, as docs/directories.md describes them. All-FA, if the
+        model has it, comes first at every context length.
 
     Raises:
         BenchError: a context too short to measure.
+        CostError: not even one sequence of a placement fits into the memory.
     """
+    settings = settings or DecodeSettings()
     space = model.placement_space
     teacher = Placement.uniform(FULL_ATTENTION, space.num_layers)
     first = [teacher] if space.holds(teacher) else []
@@ -91,31 +118,57 @@ def measure_decode(
     for context in context_lengths:
         if context <= WARM_UP_TOKENS:
             raise BenchError(f"context length {context}; expected more than {WARM_UP_TOKENS} tokens")
+    engine = describe_embedded(model)
+    batches = {c: {p: _batch_size(engine, p, c, settings) for p in wanted} for c in context_lengths}
     rows = []
-    with show_progress("measure", len(context_lengths) * rounds, enabled=progress) as report:
-        for number, context in enumerate(context_lengths):
-            times: dict[Placement, list[float]] = {placement: [] for placement in wanted}
-            for turn in range(rounds):
-                for placement in wanted:
-                    times[placement].append(_time_steps(model, placement, context, batch_size, steps, seed))
-                report(number * rounds + turn + 1, f"context {context}")
-            rows += _rows(times, context, batch_size)
+    with show_progress("measure", len(batches) * settings.rounds, enabled=progress) as report:
+        for number, (context, sizes) in enumerate(batches.items()):
+            times = {placement: _Times(size) for placement, size in sizes.items()}
+            for turn in range(settings.rounds):
+                for placement, found in times.items():
+                    _take_turn(model, placement, context, found, settings)
+                report(number * settings.rounds + turn + 1, f"context {context}")
+            rows += _rows(times, context, engine, settings)
     return rows
 
 
-def _time_steps(
-    model: SupernetForCausalLM, placement: Placement, context: int, batch_size: int, steps: int, seed: int
-) -> float:
+def _batch_size(engine: Engine, placement: Placement, context: int, settings: DecodeSettings) -> int:
+    if settings.memory_bytes is None:
+        return settings.batch_size
+    return engine.largest_batch(placement, context, settings.memory_bytes)
+
+
+def _take_turn(
+    model: SupernetForCausalLM, placement: Placement, context: int, times: _Times, settings: DecodeSettings
+) -> None:
+    cache = filled_cache(model, placement, context, times.batch_size, settings.seed)
+    times.steps.append(_time_steps(model, cache, times.batch_size, settings.steps))
+    if settings.prefill:
+        times.prefills.append(_time_prefill(model, placement, context))
+
+
+def _time_steps(model: SupernetForCausalLM, cache: SupernetCache, batch_size: int, steps: int) -> float:
     """Seconds of one decode step, a mean over ``steps``."""
-    cache = filled_cache(model, placement, context, batch_size, seed)
     token = torch.zeros(batch_size, 1, dtype=torch.long, device=model.device)
-    model(token, past_key_values=cache, placement=placement)  # grows the buffers and loads the weights
+    # Grows the buffers and loads the weights.
+    model(token, past_key_values=cache, placement=cache.placement)
     _synchronize(model.device)
     began = time.perf_counter()
     for _ in range(steps):
-        model(token, past_key_values=cache, placement=placement)
+        model(token, past_key_values=cache, placement=cache.placement)
     _synchronize(model.device)
     return (time.perf_counter() - began) / steps
+
+
+def _time_prefill(model: SupernetForCausalLM, placement: Placement, tokens: int) -> float:
+    """Seconds from a prompt of so many tokens to its first token, one sequence alone."""
+    prompt = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
+    cache = model.new_cache(placement)
+    _synchronize(model.device)
+    began = time.perf_counter()
+    model(prompt, past_key_values=cache, placement=placement, logits_to_keep=1).logits.argmax(-1)
+    _synchronize(model.device)
+    return time.perf_counter() - began
 
 
 def filled_cache(
@@ -150,15 +203,21 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _rows(times: dict[Placement, list[float]], context: int, batch_size: int) -> Iterator[Row]:
-    for placement, seconds in times.items():
+def _rows(
+    times: dict[Placement, _Times], context: int, engine: Engine, settings: DecodeSettings
+) -> Iterator[Row]:
+    for placement, found in times.items():
         yield {
             "placement": str(placement),
             "context_length": context,
-            "batch_size": batch_size,
-            "seconds_per_step": statistics.median(seconds),
-            "seconds_least": min(seconds),
-            "seconds_most": max(seconds),
+            "batch_size": found.batch_size,
+            "seconds_per_step": statistics.median(found.steps),
+            "seconds_least": min(found.steps),
+            "seconds_most": max(found.steps),
+            "prefill_seconds": statistics.median(found.prefills) if found.prefills else None,
+            "cache_bytes": engine.sequence_bytes(placement, context),
+            "memory_bytes": settings.memory_bytes,
             "hardware": hardware(),
+            "engine": engine.to_json(),
             "provenance": provenance(),
         }

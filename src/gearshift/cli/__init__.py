@@ -15,14 +15,17 @@ from gearshift.cli import (
     bench,
     calibrate,
     convert,
+    cost,
     demo,
     evaluate,
+    explore,
     export,
     generate,
     info,
     runs,
     search,
     serve,
+    stability,
     thin,
     train,
 )
@@ -37,14 +40,30 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_COMMANDS = (demo, convert, calibrate, train, evaluate, bench, search, generate, serve, export, thin, info)
+_COMMANDS = (
+    demo,
+    convert,
+    calibrate,
+    train,
+    bench,
+    search,
+    stability,
+    explore,
+    generate,
+    serve,
+    export,
+    thin,
+    info,
+)
 for _command in _COMMANDS:
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name)(reporting_errors(_command.run, kept=_command.KEPT))
 
-_runs = typer.Typer(name="runs", help=runs.__doc__, no_args_is_help=True)
-_runs.command("show")(reporting_errors(runs.show, kept=runs.KEPT))
-app.add_typer(_runs)
+_GROUPS = {"evaluate": evaluate, "cost": cost, "runs": runs}
+for _name, _group in _GROUPS.items():
+    for _part, _function in _group.COMMANDS.items():
+        _group.app.command(_part)(reporting_errors(_function, kept=_group.KEPT))
+    app.add_typer(_group.app, name=_name)
 
 
 def _print_version(wanted: bool) -> None:

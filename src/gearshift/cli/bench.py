@@ -15,6 +15,7 @@ from gearshift.cli.options import (
     RandomOption,
     SupernetArgument,
     asked_placements,
+    gibibytes,
 )
 from gearshift.cli.tables import print_table
 
@@ -28,6 +29,13 @@ def run(
         list[int], typer.Option(min=1, help="Cached tokens of each sequence. May be repeated.")
     ] = [512, 2048],  # noqa: B006 - typer copies it
     batch: Annotated[int, typer.Option(min=1, help="Sequences decoded together.")] = 1,
+    memory: Annotated[
+        float | None,
+        typer.Option(min=0, help="GiB for caches; as many sequences run as fit."),
+    ] = None,
+    prefill: Annotated[
+        bool, typer.Option("--prefill", help="Also time a prompt as long as the context.")
+    ] = False,
     placement: PlacementOption = None,
     presets: PresetsOption = False,
     random_count: RandomOption = 0,
@@ -37,14 +45,15 @@ def run(
     """Measure decoding; without any placement named, what a cost model needs is measured."""
     wanted = asked_placements(supernet, placement or (), presets, random_count, seed)
 
-    from gearshift.bench.decode import cost_placements, measure_decode
+    from gearshift.bench.decode import DecodeSettings, cost_placements, measure_decode
     from gearshift.files import append_json_line, check_appendable
     from gearshift.supernet import load_supernet
     from gearshift.train.device import choose_device
 
     check_appendable(out)
     model = load_supernet(supernet, device=choose_device(device))
-    rows = measure_decode(model, wanted or cost_placements(model.placement_space), context, batch, seed=seed)
+    settings = DecodeSettings(batch, gibibytes(memory), prefill, seed=seed)
+    rows = measure_decode(model, wanted or cost_placements(model.placement_space), context, settings)
     for row in rows:
         append_json_line(out, row)
     print_table(str(out), ("placement", "context", "batch", "ms a step", "least", "most"), _cells(rows))

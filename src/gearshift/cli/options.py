@@ -6,10 +6,12 @@ import random
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+from gearshift.errors import GearshiftError
+from gearshift.files import read_json_lines
 from gearshift.inspect_directory import supernet_space
 from gearshift.placement import Placement, PlacementSpace
 from gearshift.presets import read_presets
@@ -26,6 +28,23 @@ RandomOption = Annotated[
 DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run; auto takes a GPU if there is one.")
 ]
+
+
+class NoRowsError(GearshiftError):
+    """A file of rows is missing or empty."""
+
+
+def read_rows(path: Path, writer: str) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file.
+
+    Raises:
+        NoRowsError: it is missing or has none; the message names the command that writes some.
+        FileFormatError: a line is not a JSON object.
+    """
+    rows = read_json_lines(path) if path.is_file() else []
+    if not rows:
+        raise NoRowsError(f"{path} is missing or holds no rows; write some with {writer}")
+    return rows
 
 
 def asked_placements(
@@ -48,3 +67,8 @@ def random_placements(space: PlacementSpace, seed: int) -> Iterator[Placement]:
         if drawn not in seen:
             seen.add(drawn)
             yield drawn
+
+
+def gibibytes(given: float | None) -> int | None:
+    """Bytes of a number of GiB, as commands ask for it; None stays None."""
+    return None if given is None else int(given * 2**30)

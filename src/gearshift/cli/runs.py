@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 KEPT = "nothing was changed"
 
+app = typer.Typer(help="Look at training runs.", no_args_is_help=True)
+
 
 def show(
     directory: Annotated[Path, typer.Argument(help="A run directory.")],
@@ -48,3 +50,6 @@ def _cells(summary: Summary, mixers: list[str], placements: list[str]) -> Iterat
     yield f"{summary.tokens_per_second:,.0f}"
     for name in placements:
         yield f"{summary.retention[name]:.1%}" if name in summary.retention else "-"
+
+
+COMMANDS = {"show": show}

@@ -10,55 +10,27 @@
 from __future__ import annotations
 
 import math
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from gearshift.errors import GearshiftError
-from gearshift.evaluate.held_out import EncodedExample, HeldOut, read_held_out
-from gearshift.evaluate.scores import loss_and_kl, next_token_logits, recalled
+from gearshift.evaluate.evaluator import Evaluator, Score, Speed
+from gearshift.evaluate.held_out import read_held_out
+from gearshift.evaluate.prefixes import in_tree_order
+from gearshift.evaluate.shard import Shard
 from gearshift.evaluate.table import Row, append_row, read_table, select_rows
 from gearshift.files import check_appendable
 from gearshift.placement import Placement
 from gearshift.progress import show_progress
 from gearshift.provenance import provenance
-from gearshift.supernet import SupernetForCausalLM, checkpoint_digest, load_supernet
+from gearshift.supernet import checkpoint_digest, load_supernet
 from gearshift.supernet.checkpoint import read_config
-from gearshift.train.device import choose_device, precision
-from gearshift.train.losses import TeacherDistribution
+from gearshift.train.device import choose_device
 from gearshift.train.tokens import load_tokenizer
 
-# Placements that share one teacher pass of a batch. Rows are written when a group is done, so a larger group
-# saves little and loses more to an interruption.
-GROUP = 16
-
-
-class EvaluationError(GearshiftError):
-    """A placement has no finite loss, or a table cannot be made."""
-
-
-@dataclass
-class Score:
-    """What was added up for one placement so far."""
-
-    loss: float = 0.0
-    kl: float = 0.0
-    tokens: int = 0
-    seconds: float = 0.0
-    recalled: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
-
-    @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Add the time that the block takes."""
-        began = time.perf_counter()
-        yield
-        self.seconds += time.perf_counter() - began
+# Placements that share one teacher pass of a batch and the layers that they begin alike. Rows are written
+# when a group is done: groups grow while they take less than so many seconds; an interruption loses one.
+GROUP, LARGEST_GROUP = 16, 256
+GROUP_SECONDS = 20.0
 
 
 def evaluate_placements(
@@ -70,8 +42,10 @@ def evaluate_placements(
     *,
     tokens: int = 32768,
     sequence_length: int = 512,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     device: str = "auto",
+    shard: Shard | None = None,
+    tell_speed: Callable[[Speed], None] | None = None,
     progress: bool = True,
 ) -> list[Row]:
     """Evaluate placements of a supernet and append a row for each to a table.
@@ -88,12 +62,14 @@ def evaluate_placements(
         out: the table, a JSON-lines file.
         tokens: how many tokens of ``data`` to use at most.
         sequence_length: tokens that a placement sees at a time.
-        batch_size: sequences at a time; recall examples fill the same number of tokens.
+        batch_size: sequences at a time; recall examples fill the same number of tokens. None for what fits.
         device: ``auto``, ``cpu`` or ``cuda``.
+        shard: evaluate a part of the placements only. Every shard evaluates all-FA.
+        tell_speed: called at the end with how fast it was, unless all rows were there already.
         progress: show a progress bar, or lines where stderr is no terminal.
 
     Returns:
-        The rows of ``placements``, in their order.
+        The rows of ``placements``, in their order; of a shard, those of its part.
 
     Raises:
         PlacementError: a placement does not fit the supernet, or the supernet lacks its teacher.
@@ -103,68 +79,23 @@ def evaluate_placements(
     space = read_config(supernet).placement_space
     check_appendable(out)
     teacher = space.teacher()
-    wanted = [space.check(placement) for placement in (teacher, *placements)]
+    asked = list(dict.fromkeys(space.check(placement) for placement in placements))
+    if shard is not None:
+        asked = shard.part(in_tree_order(asked, space))
     held_out = read_held_out(
         data, recall, load_tokenizer(supernet), tokens=tokens, sequence_length=sequence_length
     )
     table = _Table(out, checkpoint_digest(supernet), held_out.name, teacher)
-    missing = [placement for placement in dict.fromkeys(wanted) if placement not in table.rows]
+    missing = [placement for placement in dict.fromkeys([teacher, *asked]) if placement not in table.rows]
     if missing:
         model = load_supernet(supernet, device=choose_device(device))
-        _fill(table, Evaluator(model, held_out, batch_size), missing, progress)
-    return [table.rows[placement] for placement in wanted[1:]]
-
-
-class Evaluator:
-    """Scores groups of placements on held-out data; the teacher runs once for each batch of a group."""
-
-    def __init__(self, model: SupernetForCausalLM, held_out: HeldOut, batch_size: int) -> None:
-        self.model = model.eval()
-        self.device = next(model.parameters()).device
-        self.windows = [torch.from_numpy(batch) for batch in held_out.window_batches(batch_size)]
-        self.examples = held_out.example_batches(batch_size * held_out.windows.shape[1])
-
-    @torch.inference_mode()
-    def score(self, group: Sequence[Placement], report: Callable[[int], None]) -> dict[Placement, Score]:
-        """Score every placement of ``group``; ``report`` is called with how many batches are done.
-
-        Raises:
-            EvaluationError: the loss of one of them is not finite.
-        """
-        scores = {placement: Score() for placement in group}
-        with precision(self.device):
-            for done, windows in enumerate(self.windows, start=1):
-                self._score_windows(windows.to(self.device), scores)
-                report(done)
-            for done, examples in enumerate(self.examples, start=len(self.windows) + 1):
-                self._score_examples(examples, scores)
-                report(done)
-        return scores
-
-    def _score_windows(self, windows_BT: Tensor, scores: dict[Placement, Score]) -> None:
-        everywhere = self.model.placement_space.teacher()
-        teacher = TeacherDistribution.of(next_token_logits(self.model, windows_BT, everywhere))
-        targets_N = windows_BT[:, 1:].flatten()
-        for placement, score in scores.items():
-            with score.timed():
-                loss, kl = loss_and_kl(
-                    next_token_logits(self.model, windows_BT, placement), targets_N, teacher
-                )
-            if not math.isfinite(loss + kl):
-                raise EvaluationError(
-                    f"the loss of placement {placement} is not a finite number; its weights are broken: "
-                    "go back to the last good checkpoint and distil on with a smaller learning_rate"
-                )
-            score.loss += loss
-            score.kl += kl
-            score.tokens += len(targets_N)
-
-    def _score_examples(self, examples: Sequence[EncodedExample], scores: dict[Placement, Score]) -> None:
-        for placement, score in scores.items():
-            with score.timed():
-                right = recalled(self.model, examples, placement, self.device)
-            for example, recalls in zip(examples, right, strict=True):
-                score.recalled[example.task].append(recalls)
+        evaluator = Evaluator(model, held_out, batch_size)
+        _fill(table, evaluator, in_tree_order(missing, space), progress)
+        if tell_speed is not None:
+            evaluator.measure_floor(missing)
+            tell_speed(evaluator.speed)
+    wanted = asked if shard is not None else placements
+    return [table.rows[placement] for placement in wanted]
 
 
 class _Table:
@@ -197,13 +128,22 @@ class _Table:
 
 def _fill(table: _Table, evaluator: Evaluator, missing: Sequence[Placement], progress: bool) -> None:
     """Evaluate the missing placements group by group; a group's rows are written when it is done."""
-    parts = len(evaluator.windows) + len(evaluator.examples)
+    parts, start = len(evaluator.windows) + len(evaluator.examples), 0
     with show_progress("evaluate", len(missing), enabled=progress) as report:
-        for start in range(0, len(missing), GROUP):
-            group = missing[start : start + GROUP]
+        while start < len(missing):
+            group = missing[start : start + _group_size(evaluator.speed)]
 
             def batch_done(done: int, start: int = start, size: int = len(group)) -> None:
                 report(start + size * done // parts, f"batch {done}/{parts}")
 
             for placement, score in evaluator.score(group, batch_done).items():
                 table.add(placement, score)
+            start += len(group)
+
+
+def _group_size(speed: Speed) -> int:
+    """The next group's: the first is small, the others take some seconds each."""
+    if not speed.placements:
+        return GROUP
+    each = speed.seconds / speed.placements
+    return max(GROUP, min(LARGEST_GROUP, int(GROUP_SECONDS / each)))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from gearshift._checks import is_number
 from gearshift.errors import GearshiftError
 from gearshift.files import append_json_line, read_json_lines
 from gearshift.placement import Placement, PlacementError
@@ -29,8 +31,14 @@ COLUMNS = (
 )
 
 
+# Columns that are a number in every row; kl is null where the teacher's distribution is out of reach.
+_NUMBERS = ("loss", "quality", "retention")
+# By how much, relative and absolute, two losses of one placement may differ: machines add up differently.
+TOLERANCE = 2e-3
+
+
 class EvaluationTableError(GearshiftError):
-    """A table of evaluations holds a row that is none."""
+    """A table of evaluations holds a row that is none, or rows that contradict each other."""
 
 
 def read_table(path: Path) -> list[Row]:
@@ -51,7 +59,19 @@ def read_table(path: Path) -> list[Row]:
             Placement.parse(row["placement"])
         except (PlacementError, AttributeError) as error:
             raise EvaluationTableError(f"{path}, row {number}: {error}") from None
+        for column in _NUMBERS:
+            if not is_number(row[column]):
+                raise EvaluationTableError(
+                    f"{path}, row {number} ({row['placement']}): {column} = {row[column]!r}; expected a "
+                    "finite number: remove the row and evaluate the placement again"
+                )
     return rows
+
+
+def is_torn(path: Path) -> bool:
+    """Whether a file ends within a row, as what was interrupted leaves it."""
+    with path.open("rb") as file:
+        return file.seek(0, 2) > 0 and (file.seek(-1, 2), file.read(1))[1] != b"\n"
 
 
 def append_row(path: Path, row: Row) -> None:
@@ -60,10 +80,33 @@ def append_row(path: Path, row: Row) -> None:
     append_json_line(path, row)
 
 
+def key_of(row: Row) -> tuple[str, str, Placement]:
+    """Rows with the same key are evaluations of the same thing: checkpoint, data and placement."""
+    return row["checkpoint"], row["data"], Placement.parse(row["placement"])
+
+
+def check_agreement(first: Row, other: Row, where: str) -> None:
+    """Refuse two rows of one key that say different things.
+
+    Raises:
+        EvaluationTableError: their losses differ by more than machines do; the message says where.
+    """
+    if not math.isclose(first["loss"], other["loss"], rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+        raise EvaluationTableError(
+            f"{where}: the placement {other['placement']} has the loss {other['loss']:.6g}, an earlier row "
+            f"of the same checkpoint and data {first['loss']:.6g}; find out which is right, remove the other"
+        )
+
+
 def select_rows(rows: Iterable[Row], checkpoint: str, data: str) -> dict[Placement, Row]:
-    """The rows of one checkpoint on one set of data, by placement; of several the last one."""
-    return {
-        Placement.parse(row["placement"]): row
-        for row in rows
-        if row["checkpoint"] == checkpoint and row["data"] == data
-    }
+    """The rows of one checkpoint on one set of data, by placement; of several the first one.
+
+    Raises:
+        EvaluationTableError: two of them contradict each other.
+    """
+    found: dict[Placement, Row] = {}
+    for number, row in enumerate(rows, start=1):
+        if row["checkpoint"] == checkpoint and row["data"] == data:
+            first = found.setdefault(Placement.parse(row["placement"]), row)
+            check_agreement(first, row, f"row {number}")
+    return found

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -24,7 +25,7 @@ from gearshift.search.surrogate import Surrogate
 from gearshift.search.table import EvaluationTable
 
 _GRID = "#e6e6e6"
-_HOVER = "%{customdata}<extra></extra>"
+_HOVER = "%{customdata[0]}<extra></extra>"
 _LOOKS = (("circle-open", GREY), ("diamond", PURPLE), ("square-open", BLACK), ("triangle-up", GREY))
 # A preset's name stands above and to the right of it, legible where the frontier passes behind it.
 _NAME = {
@@ -47,29 +48,71 @@ class _Pairs:
 
 
 def frontier_figure(
-    frontier: Frontier, presets: Iterable[Preset], held_out: EvaluationTable | None
+    frontier: Frontier,
+    presets: Sequence[Preset],
+    held_out: EvaluationTable | None,
+    other_contexts: Sequence[Frontier] = (),
 ) -> go.Figure:
-    """Retention against speed-up: evaluated placements, the frontier with its intervals, the presets."""
-    figure = go.Figure()
-    line = frontier_dots(frontier)
-    figure.add_trace(_band(line))
-    figure.add_trace(
-        _dots("evaluated", evaluated_dots(frontier, frontier.surrogate.table), "circle-open", GREY, 7)
+    """Retention against speed-up: evaluated placements, the frontier with its intervals, the presets.
+
+    With frontiers of other contexts there is a slider that chooses among all of them.
+    """
+    figure = go.Figure(_traces(frontier, presets, held_out))
+    style(figure, _across(frontier), "retention", 460)
+    figure.update_layout(
+        margin_r=60,
+        xaxis_ticksuffix="×",
+        yaxis_tickformat=".0%",
+        annotations=_names(preset_dots(frontier, presets)),
     )
+    if other_contexts:
+        every = sorted([frontier, *other_contexts], key=lambda one: one.cost.context_length)
+        figure.update_layout(sliders=[_slider(every, every.index(frontier), presets, held_out)], height=540)
+    return figure
+
+
+def _across(frontier: Frontier) -> str:
+    return f"speed-up ({describe_workload(frontier.cost)})"
+
+
+def _traces(
+    frontier: Frontier, presets: Sequence[Preset], held_out: EvaluationTable | None
+) -> list[go.Scatter]:
+    line = frontier_dots(frontier)
+    traces = [
+        _band(line),
+        _dots("evaluated", evaluated_dots(frontier, frontier.surrogate.table), "circle-open", GREY, 7),
+    ]
     if held_out is not None:
-        figure.add_trace(
+        traces.append(
             _dots("evaluated, held out", evaluated_dots(frontier, held_out), "x-thin-open", GREY, 7)
         )
     on_line = _dots("frontier, predicted", line, "circle", BLACK, 5)
-    figure.add_trace(on_line.update(mode="lines+markers", line={"color": BLACK, "width": 2}))
-    named = preset_dots(frontier, presets)
-    marked = _dots("preset", named, "diamond", PURPLE, 14)
-    figure.add_trace(marked.update(marker_line={"color": BLACK, "width": 1.5}))
-    for dot in named:
-        figure.add_annotation(x=dot.speed_up, y=dot.retention, text=f"<b>{dot.label}</b>", **_NAME)
-    _style(figure, f"speed-up ({describe_workload(frontier.cost)})", "retention", 460)
-    figure.update_layout(margin_r=60, xaxis_ticksuffix="×", yaxis_tickformat=".0%")
-    return figure
+    traces.append(on_line.update(mode="lines+markers", line={"color": BLACK, "width": 2}))
+    marked = _dots("preset", preset_dots(frontier, presets), "diamond", PURPLE, 14)
+    return [*traces, marked.update(marker_line={"color": BLACK, "width": 1.5})]
+
+
+def _names(named: Sequence[Dot]) -> list[dict[str, Any]]:
+    """Annotations with the presets' names."""
+    return [{"x": dot.speed_up, "y": dot.retention, "text": f"<b>{dot.label}</b>", **_NAME} for dot in named]
+
+
+def _slider(
+    frontiers: Sequence[Frontier], active: int, presets: Sequence[Preset], held_out: EvaluationTable | None
+) -> dict[str, Any]:
+    """A slider whose steps replace what the traces hold."""
+    steps = []
+    for frontier in frontiers:
+        traces = [trace.to_plotly_json() for trace in _traces(frontier, presets, held_out)]
+        data = {key: [trace.get(key) for trace in traces] for key in ("x", "y", "customdata")}
+        layout = {
+            "annotations": _names(preset_dots(frontier, presets)),
+            "xaxis.title.text": _across(frontier),
+        }
+        label = f"{frontier.cost.context_length:,}"
+        steps.append({"method": "update", "args": [data, layout], "label": label})
+    return {"active": active, "steps": steps, "currentvalue": {"prefix": "context "}, "pad": {"t": 60}}
 
 
 def quality_figure(surrogate: Surrogate, held_out: EvaluationTable | None) -> go.Figure:
@@ -116,7 +159,7 @@ def _dots(name: str, dots: Sequence[Dot], symbol: str, colour: str, size: int) -
     return go.Scatter(
         x=[dot.speed_up for dot in dots],
         y=[dot.retention for dot in dots],
-        customdata=[_hover(dot) for dot in dots],
+        customdata=[[_hover(dot), str(dot.placement)] for dot in dots],
         hovertemplate=_HOVER,
         mode="markers",
         marker={"symbol": symbol, "color": colour, "size": size},
@@ -156,11 +199,11 @@ def _comparison(series: Mapping[str, _Pairs], across: str, up: str) -> go.Figure
     values = [value for pairs in series.values() for value in (*pairs.found, *pairs.predicted)]
     ends, line = [min(values), max(values)], {"color": BLACK, "width": 1, "dash": "dot"}
     figure.add_trace(go.Scatter(x=ends, y=ends, mode="lines", line=line, name="equal", hoverinfo="skip"))
-    _style(figure, across, up, 380)
+    style(figure, across, up, 380)
     return figure
 
 
-def _style(figure: go.Figure, across: str, up: str, height: int) -> None:
+def style(figure: go.Figure, across: str, up: str, height: int) -> None:
     """A plain look, legible on a phone; no axis can be dragged, so that scrolling passes through."""
     axis = {"gridcolor": _GRID, "zeroline": False, "linecolor": BLACK, "ticks": "outside", "fixedrange": True}
     figure.update_layout(

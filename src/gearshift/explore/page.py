@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from gearshift.explore.diagnostics import importance_figure, interaction_figure, stability_figures
 from gearshift.explore.figures import cost_figure, frontier_figure, quality_figure
 from gearshift.explore.palette import mixer_colour, text_colour
 from gearshift.explore.series import describe_workload, measurement_for, summary
@@ -33,10 +36,12 @@ def write_frontier_page(
     *,
     held_out: EvaluationTable | None = None,
     other_costs: Sequence[CostModel] = (),
+    other_contexts: Sequence[Frontier] = (),
+    stability: Mapping[str, Any] | None = None,
     title: str = "One checkpoint, many speeds",
     provenance: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write the page: frontier, presets with their layers, a table, and how well the predictions fit.
+    """Write the page: frontier, presets, layers and what they cost, and how well the predictions fit.
 
     Args:
         path: the ``.html`` file, replaced in one step.
@@ -44,6 +49,8 @@ def write_frontier_page(
         presets: at least one; measured speed and retention are shown where a preset has them.
         held_out: evaluated placements that the surrogate was not fitted to.
         other_costs: cost models of further workloads, for the table and the diagnostics.
+        other_contexts: frontiers at further context lengths, for a slider.
+        stability: what `gearshift stability` wrote, if anything.
         title: heading of the page.
         provenance: where the numbers come from, as `gearshift.provenance.provenance` gives it.
     """
@@ -55,7 +62,11 @@ def write_frontier_page(
         provenance=_provenance_line(provenance or {}),
         plotly=get_plotlyjs(),
         warnings=_warnings(frontier.surrogate.report),
-        frontier=_embedded(frontier_figure(frontier, presets, held_out)),
+        frontier=_embedded(frontier_figure(frontier, presets, held_out, other_contexts), "frontier-plot"),
+        looks=_looks(frontier.surrogate.table.space.mixers),
+        importance=_embedded(importance_figure(frontier.surrogate)),
+        interactions=_embedded(interaction_figure(frontier.surrogate)),
+        stability=_stability(stability),
         legend=_legend(frontier.surrogate.table.space.mixers),
         layers="\n".join(_layer_row(preset.name, preset.placement) for preset in presets),
         table=_preset_table(frontier, presets, costs),
@@ -69,9 +80,36 @@ def write_frontier_page(
     return Path(path)
 
 
-def _embedded(figure: go.Figure) -> str:
-    return figure.to_html(
-        full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True}
+def _embedded(figure: go.Figure, div_id: str | None = None) -> str:
+    """A figure with one button, which saves it as a PNG."""
+    config = {
+        "displayModeBar": True,
+        "displaylogo": False,
+        "responsive": True,
+        "modeBarButtons": [["toImage"]],
+        "toImageButtonOptions": {"format": "png", "scale": 2, "filename": div_id or "gearshift"},
+    }
+    return figure.to_html(full_html=False, include_plotlyjs=False, config=config, div_id=div_id)
+
+
+def _looks(mixers: Sequence[str]) -> str:
+    """Name and colours of each mixer by its short name, for the script that draws a touched placement."""
+    looks = {
+        short_name(mixer): {"name": mixer, "ground": mixer_colour(mixer), "text": text_colour(mixer)}
+        for mixer in mixers
+    }
+    return json.dumps(looks)
+
+
+def _stability(stability: Mapping[str, Any] | None) -> str:
+    """A section of its own, or nothing."""
+    if stability is None:
+        return ""
+    correlation, regret = (f"<div>{_embedded(figure)}</div>" for figure in stability_figures(stability))
+    return (
+        "<section><h2>Rankings over training</h2><p>Each checkpoint against the last one, with 90% intervals "
+        "over placements. Regret is what is lost at the end by choosing early.</p>"
+        f'<div class="pair">{correlation}{regret}</div></section>'
     )
 
 

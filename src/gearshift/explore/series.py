@@ -84,8 +84,9 @@ def measurement_for(preset: Preset, cost: CostModel) -> Measurement | None:
 
 
 def describe_workload(cost: CostModel) -> str:
-    """``context 2,048, batch 1``."""
-    return f"context {cost.context_length:,}, batch {cost.batch_size:,}"
+    """``context 2,048, batch 1``, or as many sequences as fit."""
+    batch = f"batch {cost.batch_size:,}" if cost.batch_size else "as many as fit"
+    return f"context {cost.context_length:,}, {batch}"
 
 
 def summary(frontier: Frontier, presets: Sequence[Preset]) -> str:

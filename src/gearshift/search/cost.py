@@ -1,97 +1,94 @@
-"""The cost model: seconds of a decode step, as a sum over layers fitted to measurements.
+"""The cost of one workload as a sum over layers, which is what the optimiser needs of an engine's cost model.
 
-What the optimiser needs of a cost is `base_seconds` and `layer_costs`; any cost that is additive over layers
-has them.
+At a fixed number of sequences a step's seconds are such a sum exactly. Where as many sequences run as fit
+into the memory, the seconds of a token are close to one (see `CostModel`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.optimize import nnls
 
-from gearshift._checks import check_keys, is_count, is_number
-from gearshift.errors import GearshiftError
 from gearshift.files import read_json, write_json
 from gearshift.placement import FULL_ATTENTION, Placement, PlacementError, PlacementSpace, short_name
+from gearshift.search.cost_engine import CostError
+from gearshift.search.cost_fit import EngineCost, fit_engine_cost
+from gearshift.search.cost_rows import MeasuredStep, read_cost_rows
 from gearshift.search.space import Array, mixer_indices
+from gearshift.workload import Workload
 
-FORMAT = "gearshift-cost-1"
-
-_KEYS = ("placement", "context_length", "batch_size", "seconds_per_step", "hardware")
-
-
-class CostError(GearshiftError, ValueError):
-    """Measurements that no cost model can be fitted to, or a file that is none."""
-
-
-@dataclass(frozen=True)
-class MeasuredStep:
-    """A measured decode step.
-
-    Attributes:
-        placement: what ran.
-        seconds: of one step, in which every sequence of the batch gets one token.
-    """
-
-    placement: Placement
-    seconds: float
-
-    @classmethod
-    def from_json(cls, given: object) -> MeasuredStep:
-        """Read the JSON form.
-
-        Raises:
-            CostError: a key is missing or unknown, or the seconds are no positive number.
-        """
-        values = check_keys(cls, given, "a measured step", CostError)
-        if not is_number(values["seconds"]) or values["seconds"] <= 0:
-            raise CostError(f"seconds = {values['seconds']!r}; expected a finite number above 0")
-        return cls(Placement.parse(values["placement"]), values["seconds"])
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON form."""
-        return {"placement": str(self.placement), "seconds": self.seconds}
+FORMAT = "gearshift-cost-2"
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """Seconds of a decode step at one context length and batch size: base_seconds + sum over layers.
+    """Seconds at one workload: base_seconds + sum over layers.
+
+    With a batch size the seconds are those of a decode step. Without one, as many sequences run as fit, and
+    they are those of a token. With T seconds a step that do not depend on the number of sequences, S bytes of
+    cache of a sequence and M bytes of memory, a token takes T * S / M and what each sequence adds; T and S
+    are sums over layers, and their product is taken to first order about the middle of the space.
+    `additive_error` says what that, and rounding to whole sequences and blocks, amounts to.
 
     Placements of one model all have the same number of layers, so that measurements cannot tell seconds that
-    every layer takes from seconds outside of the layers. Both are in ``base_seconds``: the cheapest mixer
-    counts 0, every other one the seconds that it takes longer.
+    every layer takes from seconds outside of the layers. Both are in ``base_seconds``: a layer's cheapest
+    mixer counts 0, every other one the seconds that it takes longer.
 
     Attributes:
+        fit: the engine's cost model.
         context_length: tokens that each sequence holds.
-        batch_size: sequences decoded together.
-        base_seconds: of a step with the cheapest mixer in every layer.
-        mixer_seconds: seconds that a layer adds, by long mixer name; none negative.
-        hardware: where it was measured.
-        measured: the steps it was fitted to.
+        batch_size: sequences decoded together; 0 for as many as fit.
+        memory_bytes: memory for caches, where as many run as fit; else None.
     """
 
+    fit: EngineCost
     context_length: int
     batch_size: int
-    base_seconds: float
-    mixer_seconds: dict[str, float]
-    hardware: str
-    measured: tuple[MeasuredStep, ...]
+    memory_bytes: int | None = None
 
-    def __str__(self) -> str:
-        mixers = ", ".join(
-            f"{short_name(name)} {1e3 * extra:.4g}" for name, extra in self.mixer_seconds.items()
-        )
-        errors = np.abs(self.relative_errors(self.measured))
-        return (
-            f"cost at context {self.context_length}, batch {self.batch_size}: {1e3 * self.base_seconds:.4g} "
-            f"ms a step, plus per layer (ms): {mixers}; relative error on {len(errors)} measurements: "
-            f"median {np.median(errors):.1%}, worst {errors.max():.1%}"
-        )
+    @classmethod
+    def of(cls, fit: EngineCost, workload: Workload) -> CostModel:
+        """The cost of a workload; a concurrency counts before a memory.
+
+        Raises:
+            CostError: neither is given, or the measurements do not settle it.
+        """
+        if workload.concurrency is None and workload.memory_bytes is None:
+            raise CostError("neither a concurrency nor a memory for caches is given; give at least one")
+        memory = workload.memory_bytes if workload.concurrency is None else None
+        if memory is not None:
+            fit.known_engine()
+        model = cls(fit, workload.context_length, workload.concurrency or 0, memory)
+        model._check_settled()
+        return model
+
+    @property
+    def hardware(self) -> str:
+        """Where it was measured."""
+        return self.fit.rows.hardware
+
+    @property
+    def measured(self) -> tuple[MeasuredStep, ...]:
+        """The measured steps of this workload."""
+        key = (self.context_length, self.batch_size or None, self.memory_bytes)
+        return tuple(step for step in self.fit.rows.steps if step.workload == key)
+
+    @property
+    def base_seconds(self) -> float:
+        """With every layer's cheapest mixer."""
+        return self._parts[0]
+
+    @cached_property
+    def mixer_seconds(self) -> dict[str, float]:
+        """Seconds that a layer adds, by long mixer name; the mean over layers that hold it."""
+        space, added = self.fit.space, self._parts[1]
+        held = np.array([[mixer in mixers for mixer in space.mixers] for mixers in space.layers])
+        return dict(zip(space.mixers, (added.sum(0) / held.sum(0)).tolist(), strict=True))
 
     def layer_costs(self, space: PlacementSpace) -> Array:
         """Seconds (num_layers, mixers) that each layer adds with each mixer, mixers in the space's order.
@@ -99,16 +96,17 @@ class CostModel:
         Raises:
             CostError: a mixer was not measured.
         """
-        missing = [mixer for mixer in space.mixers if mixer not in self.mixer_seconds]
+        known = self.fit.space.mixers
+        missing = [mixer for mixer in space.mixers if mixer not in known]
         if missing:
             raise CostError(
-                f"no cost of {', '.join(missing)} at context {self.context_length}, batch {self.batch_size}; "
+                f"no cost of {', '.join(missing)} at {self.describe()}; "
                 "measure placements that use every mixer"
             )
-        return np.tile([self.mixer_seconds[mixer] for mixer in space.mixers], (space.num_layers, 1))
+        return self._parts[1][:, [known.index(mixer) for mixer in space.mixers]]
 
     def seconds(self, placement: Placement) -> float:
-        """Predicted seconds of a decode step.
+        """Predicted seconds of a decode step, or of a token where as many sequences run as fit.
 
         Raises:
             CostError: a mixer of the placement was not measured.
@@ -121,127 +119,162 @@ class CostModel:
         """Predicted seconds of all-FA over those of the placement."""
         return self.seconds(Placement.uniform(FULL_ATTENTION, len(placement))) / self.seconds(placement)
 
-    def relative_errors(self, steps: Sequence[MeasuredStep]) -> Array:
-        """(predicted - measured) / measured seconds (n,) of measured steps, be they fitted or held out."""
-        return np.array([self.seconds(step.placement) / step.seconds - 1 for step in steps])
+    def measured_seconds(self, step: MeasuredStep) -> float:
+        """A measured step in this model's unit."""
+        return step.seconds if self.batch_size else step.seconds / step.batch_size
 
-    @classmethod
-    def from_json(cls, given: object) -> CostModel:
-        """Read the JSON form.
+    def relative_errors(self, steps: Sequence[MeasuredStep]) -> Array:
+        """(predicted - measured) / measured seconds (n,) of this workload's steps, fitted or held out."""
+        return np.array([self.seconds(step.placement) / self.measured_seconds(step) - 1 for step in steps])
+
+    def additive_error(self, placements: Sequence[Placement]) -> float:
+        """The largest relative difference between this sum and the engine's full prediction."""
+        workload = Workload(
+            self.context_length, concurrency=self.batch_size or None, memory_bytes=self.memory_bytes
+        )
+        full = [self.fit.predict(placement, workload) for placement in placements]
+        seconds = [p.step_seconds.value if self.batch_size else p.seconds_per_token.value for p in full]
+        pairs = zip(placements, seconds, strict=True)
+        return max(abs(self.seconds(placement) / exact - 1) for placement, exact in pairs)
+
+    @cached_property
+    def _parts(self) -> tuple[float, Array]:
+        """Base seconds, and seconds (num_layers, mixers) beyond each layer's cheapest mixer."""
+        shared, layers = self._fixed_batch() if self.batch_size else self._as_many_as_fit()
+        space = self.fit.space
+        held = np.array([[mixer in mixers for mixer in space.mixers] for mixers in space.layers])
+        cheapest = np.where(held, layers, np.inf).min(axis=1)
+        return shared + float(cheapest.sum()), np.where(held, layers - cheapest[:, None], 0.0)
+
+    def _fixed_batch(self) -> tuple[float, Array]:
+        fit, batch = self.fit, float(self.batch_size)
+        shared = fit.features.decode_shared(np.array([batch])) @ fit.shared_weights
+        by_part = fit.features.decode_layers(self.context_length) * fit.layer_weights
+        return float(shared[0]), by_part[..., 0] + batch * by_part[..., 1:].sum(axis=-1)
+
+    def _as_many_as_fit(self) -> tuple[float, Array]:
+        """T * S / M to first order about the means (T', S'): (T' S + S' T - T' S') / M.
+
+        Beyond the knee, `crowd` adds 1 - knee * S / M, a sum over layers already.
+        """
+        assert self.memory_bytes is not None
+        fit, memory = self.fit, self.memory_bytes
+        by_part = fit.features.decode_layers(self.context_length) * fit.layer_weights
+        fixed, sequence, crowd = fit.shared_weights.tolist()
+        bytes_each = fit.known_engine().layer_bytes(fit.space, self.context_length)
+        middle_bytes, middle_steps = (_middle(part, fit.space) for part in (bytes_each, by_part[..., 0]))
+        slope = fixed + middle_steps
+        shared = sequence - middle_bytes * middle_steps / memory
+        if fit.knee is not None and memory / middle_bytes > fit.knee:
+            slope, shared = slope - crowd * fit.knee, shared + crowd
+        layers = (slope * bytes_each + middle_bytes * by_part[..., 0]) / memory
+        return shared, layers + by_part[..., 1:].sum(axis=-1)
+
+    def _check_settled(self) -> None:
+        """Refuse a workload at which some choice of a layer has no settled cost.
 
         Raises:
-            CostError: a key is missing or unknown, or a value is wrong.
+            CostError: there is one; the message names placements to measure.
         """
-        values = check_keys(cls, given, "a cost model", CostError)
-        seconds = [values["base_seconds"], *values["mixer_seconds"].values()]
-        if not all(is_number(number) and number >= 0 for number in seconds):
-            raise CostError(f"the seconds {seconds}; expected finite numbers, at least 0")
-        steps = tuple(MeasuredStep.from_json(step) for step in values["measured"])
-        if not steps:
-            raise CostError("a cost model without measured steps; expected those it was fitted to")
-        return cls(**{**values, "measured": steps})
+        fit, context = self.fit, self.context_length
+        batches = [self.batch_size] if self.batch_size else [1, 2]
+        space = fit.space
+        swaps = [
+            Placement((*space.default.mixers[:layer], mixer, *space.default.mixers[layer + 1 :]))
+            for layer, mixers in enumerate(space.layers)
+            for mixer in mixers[1:]
+        ]
+        wanted = dict.fromkeys([space.default, *swaps])
+        features = [fit.features.decode(list(wanted), context, [size] * len(wanted)) for size in batches]
+        if not fit.decode_fit.settles(np.concatenate(features)):
+            most = ", ".join(dict.fromkeys(str(space.mostly(mixer)) for mixer in space.mixers))
+            raise CostError(
+                f"{len(self.measured)} measurements at {self.describe()} do not settle the "
+                f"cost of every mixer; measure one placement for each that uses it most, such as {most}"
+            )
 
-    def to_json(self) -> dict[str, Any]:
-        """The JSON form."""
-        return {**vars(self), "measured": [step.to_json() for step in self.measured]}
+    def describe(self) -> str:
+        """``context 2048, batch 8``, or the memory where as many run as fit."""
+        running = f"batch {self.batch_size}" if self.batch_size else f"{self.memory_bytes:,} bytes of cache"
+        return f"context {self.context_length}, {running}"
+
+    def __str__(self) -> str:
+        mixers = ", ".join(
+            f"{short_name(name)} {1e3 * extra:.4g}" for name, extra in self.mixer_seconds.items()
+        )
+        unit = "step" if self.batch_size else "token"
+        text = (
+            f"cost at {self.describe()}: {1e3 * self.base_seconds:.4g} ms a {unit}, "
+            f"plus per layer (ms): {mixers}"
+        )
+        if not self.measured:
+            return f"{text}; no measurement of this workload"
+        errors = np.abs(self.relative_errors(self.measured))
+        return (
+            f"{text}; relative error on {len(errors)} measurements: "
+            f"median {np.median(errors):.1%}, worst {errors.max():.1%}"
+        )
+
+
+def _middle(parts: Array, space: PlacementSpace) -> float:
+    """The sum over layers with every mixer of a layer as likely as the others."""
+    held = np.array([[mixer in mixers for mixer in space.mixers] for mixers in space.layers])
+    return float((np.where(held, parts, 0.0).sum(axis=1) / held.sum(axis=1)).sum())
 
 
 def fit_costs(rows: Iterable[Mapping[str, Any]], space: PlacementSpace) -> dict[tuple[int, int], CostModel]:
-    """Fit one cost model for each (context_length, batch_size) among the measurements.
+    """Fit an engine's cost model, and give the costs of each (context_length, batch_size) measured.
 
     Args:
-        rows: as `gearshift bench decode` writes them: ``placement``, ``context_length``, ``batch_size``,
-            ``seconds_per_step``, ``hardware``.
+        rows: as `gearshift bench` writes them: ``placement``, ``context_length``, ``batch_size``,
+            ``seconds_per_step``, ``hardware``, and more that may be absent.
         space: where the placements must lie.
 
     Raises:
         CostError: there are no rows, one is wrong, they are of different machines, or do not settle every
             mixer's cost. The message names the row.
     """
-    groups: dict[tuple[int, int], list[MeasuredStep]] = {}
-    hardware: str | None = None
-    for number, row in enumerate(rows, start=1):
-        workload, step, machine = _read_row(number, row, space)
-        hardware = machine if hardware is None else hardware
-        if machine != hardware:
-            raise CostError(
-                f"measurement {number} is of {machine!r}, those before of {hardware!r}; expected one machine"
-            )
-        groups.setdefault(workload, []).append(step)
-    if hardware is None:
-        raise CostError("there are no measurements; run the decode benchmark first")
-    return {workload: _fit(workload, steps, space, hardware) for workload, steps in sorted(groups.items())}
+    return measured_workloads(fit_engine_cost(read_cost_rows(rows, space)))
 
 
-def _read_row(
-    number: int, row: Mapping[str, Any], space: PlacementSpace
-) -> tuple[tuple[int, int], MeasuredStep, str]:
-    """((context_length, batch_size), step, hardware) of a row; ``number`` is for messages."""
-    missing = [key for key in _KEYS if key not in row]
-    if missing:
-        raise CostError(f"measurement {number} has no {missing[0]!r}; it has {sorted(row)}")
-    what = f"measurement {number} ({row['placement']})"
-    try:
-        placement = space.check(Placement.of(row["placement"]))
-    except PlacementError as error:
-        raise CostError(f"{what}: {error}") from None
-    workload, seconds = (row["context_length"], row["batch_size"]), row["seconds_per_step"]
-    if not all(is_count(size, 1) for size in workload):
-        raise CostError(
-            f"{what}: context_length and batch_size are {workload}; expected whole numbers, at least 1"
-        )
-    if not is_number(seconds) or seconds <= 0:
-        raise CostError(f"{what}: seconds_per_step = {seconds!r}; expected a finite number above 0")
-    return workload, MeasuredStep(placement, float(seconds)), str(row["hardware"])
-
-
-def _fit(
-    workload: tuple[int, int], steps: Sequence[MeasuredStep], space: PlacementSpace, hardware: str
-) -> CostModel:
-    """Least squares of the relative errors, no cost negative."""
-    chosen = mixer_indices(space, [step.placement for step in steps])
-    counts = (chosen[:, :, None] == np.arange(len(space.mixers))).sum(axis=1).astype(np.float64)
-    if np.linalg.matrix_rank(counts) < _effects(space):
-        most = ", ".join(dict.fromkeys(str(space.mostly(mixer)) for mixer in space.mixers))
-        raise CostError(
-            f"{len(steps)} measurements at context {workload[0]}, batch {workload[1]} do not settle the "
-            f"cost of every mixer; measure one placement for each that uses it most, such as {most}"
-        )
-    seconds = np.array([step.seconds for step in steps])
-    per_layer, _ = nnls(counts / seconds[:, None], np.ones(len(steps)))
-    cheapest = per_layer.min()
-    extra = dict(zip(space.mixers, (per_layer - cheapest).tolist(), strict=True))
-    return CostModel(*workload, float(cheapest) * space.num_layers, extra, hardware, tuple(steps))
-
-
-def _effects(space: PlacementSpace) -> int:
-    """How many costs the placements of a space can tell apart: those of its mixers, where layers choose.
-
-    Two mixers that never compete for a layer, not even through a third one, have a difference of cost that
-    no placement shows and no choice depends on.
-    """
-    unit = dict(zip(space.mixers, np.eye(len(space.mixers)), strict=True))
-    swaps = [unit[other] - unit[mixers[0]] for mixers in set(space.layers) for other in mixers[1:]]
-    return int(np.linalg.matrix_rank(np.stack([np.ones(len(space.mixers)), *swaps])))
-
-
-def save_costs(models: Iterable[CostModel], path: Path) -> None:
-    """Write cost models as JSON."""
-    write_json(path, {"format": FORMAT, "models": [model.to_json() for model in models]})
-
-
-def load_costs(path: Path) -> dict[tuple[int, int], CostModel]:
-    """Read what `save_costs` wrote: cost models by (context_length, batch_size).
+def measured_workloads(fit: EngineCost) -> dict[tuple[int, int], CostModel]:
+    """The costs of each fixed (context_length, batch_size) that was measured.
 
     Raises:
-        CostError: the file holds no cost models.
+        CostError: the measurements do not settle every mixer's cost.
+    """
+    sizes = {step.workload[:2] for step in fit.rows.steps if step.memory_bytes is None}
+    fixed = sorted((context, batch) for context, batch in sizes if batch is not None)
+    return {
+        (context, batch): CostModel.of(fit, Workload(context, concurrency=batch)) for context, batch in fixed
+    }
+
+
+def save_costs(models: Iterable[CostModel] | EngineCost, path: Path) -> None:
+    """Write an engine's cost model as JSON, given itself or what was taken from it."""
+    if not isinstance(models, EngineCost):
+        fits = [model.fit for model in models]
+        assert all(fit == fits[0] for fit in fits), "the costs are of one engine"
+        models = fits[0]
+    write_json(path, {"format": FORMAT, **models.to_json()})
+
+
+def load_engine_cost(path: Path) -> EngineCost:
+    """Read what `save_costs` wrote.
+
+    Raises:
+        CostError: the file holds no cost model.
         FileFormatError: it is not JSON.
     """
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CostError(f'{path} holds no cost models; expected a JSON object with "format": {FORMAT!r}')
+        raise CostError(f'{path} holds no cost model; expected a JSON object with "format": {FORMAT!r}')
     try:
-        models = [CostModel.from_json(model) for model in content["models"]]
+        return EngineCost.from_json(content)
     except (KeyError, TypeError, AttributeError, CostError, PlacementError) as error:
-        raise CostError(f"{path} is damaged ({error}); fit the cost models again") from None
-    return {(model.context_length, model.batch_size): model for model in models}
+        raise CostError(f"{path} is damaged ({error}); fit the cost model again") from None
+
+
+def load_costs(path: Path) -> dict[tuple[int, int], CostModel]:
+    """The costs of the measured workloads, as `fit_costs` gives them; errors as of `load_engine_cost`."""
+    return measured_workloads(load_engine_cost(path))

@@ -176,6 +176,18 @@ class SupernetForCausalLM(SupernetPreTrainedModel, GenerationMixin):
         states = [_mixer(layer, name).new_state(max_rollback) for layer, name in layers]
         return SupernetCache(states, checked, max_rollback)
 
+    def begin(self, input_ids: Tensor) -> tuple[Tensor, SequenceContext]:
+        """Embeddings (B, T, D) of tokens (B, T) without padding or cache, and what their layers share.
+
+        With :meth:`run_layer` it lets placements that begin alike share these layers.
+        """
+        embeddings = self.model.embed_tokens(input_ids)
+        return embeddings, self._context(embeddings, 0, None, None, None)
+
+    def run_layer(self, layer: int, hidden_BTD: Tensor, mixer: str, context: SequenceContext) -> Tensor:
+        """One layer's output (B, T, D) with one of its mixers, without a cache."""
+        return self.model.layers[layer](hidden_BTD, mixer, context, None)[0]
+
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -221,3 +221,33 @@ def test_the_end_token_can_be_ignored(telling: Serving):
     (token,) = script(telling.tokenizer, "X")
     stopped = telling.client.choice("a", max_tokens=40, ignore_eos=True, stop_token_ids=[token])
     assert (stopped["text"], stopped["finish_reason"]) == ("bcdé€😀", "stop")
+
+
+@pytest.mark.parametrize("prefill_tokens", [4, 128])
+def test_prompts_are_scored_as_by_one_forward_pass(serve: Serve, prefill_tokens: int):
+    serving = serve(prefill_tokens=prefill_tokens)
+    tokens = [5, 80, 7, 99, 12, 40, 41, 3, 77]
+    choice = serving.client.choice(tokens, model=f"{NAME}:mixed", max_tokens=2, prompt_logprobs=0)
+    told = choice["prompt_logprobs"]
+    assert told[0] is None and len(told) == len(tokens)
+    with torch.no_grad():
+        logits = serving.model(torch.tensor([tokens]), placement=PRESETS["mixed"]).logits[0]
+    expected = logits.log_softmax(-1)[range(8), tokens[1:]].tolist()
+    found = [entry[str(token)]["logprob"] for token, entry in zip(tokens[1:], told[1:], strict=True)]
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert "prompt_logprobs" not in serving.client.choice(tokens, max_tokens=1)
+
+
+@pytest.mark.parametrize("more", [{"prompt_logprobs": 3}, {"prompt_logprobs": 0, "stream": True}])
+def test_prompts_are_scored_plainly_or_not_at_all(serving: Serving, more: dict[str, object]):
+    reply = serving.client.complete("text", **more)
+    assert reply.status == 400
+    assert "prompt_logprobs" in reply.error()["message"]
+
+
+def test_a_chats_prompt_is_not_scored(serving: Serving):
+    body = {"messages": [{"role": "user", "content": "hi"}], "prompt_logprobs": 0}
+    assert (
+        "send the prompt to /v1/completions"
+        in serving.client.post("/v1/chat/completions", body).error()["message"]
+    )

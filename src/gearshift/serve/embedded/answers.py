@@ -82,6 +82,7 @@ class Form(ABC):
                 **self._whole_text(answer.text),
                 "logprobs": self._logprobs(answer) if self.logprobs else None,
                 "finish_reason": answer.pieces[-1].finish_reason,
+                **self._prompt(answer),
             }
             for index, answer in enumerate(answers)
         ]
@@ -106,6 +107,16 @@ class Form(ABC):
         """The chunks behind the last token."""
         if self.with_usage:
             yield {**self._head, "object": self.chunk_object, "choices": [], "usage": used}
+
+    def _prompt(self, answer: Answer) -> Json:
+        """Log-probabilities of the prompt in vLLM's form, where they were asked for."""
+        prompt = answer.pieces[0].prompt
+        if prompt is None:
+            return {}
+        told = [
+            {str(t.id): {"logprob": t.logprob, "decoded_token": self._token_text(t.id)}} for t in prompt[1:]
+        ]
+        return {"prompt_logprobs": [None, *told]}
 
     @abstractmethod
     def _whole_text(self, text: str) -> Json: ...

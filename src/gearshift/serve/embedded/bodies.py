@@ -27,7 +27,6 @@ _NOT_HERE: dict[str, tuple[Any, ...]] = {
     "min_p": (0,),
     "min_tokens": (0,),
     "presence_penalty": (0,),
-    "prompt_logprobs": (0,),
     "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
     "structured_outputs": (),
@@ -93,12 +92,18 @@ class GenerationBody(BaseModel):
         """How many alternatives to report with each token; None for no log-probabilities."""
         return None
 
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the log-probabilities of the prompt's tokens are reported."""
+        return False
+
 
 class CompletionBody(GenerationBody):
     """``POST /v1/completions``."""
 
     prompt: Any
     logprobs: int | None = Field(None, ge=0, le=20)
+    prompt_logprobs: int | None = None
 
     @field_validator("prompt")
     @classmethod
@@ -109,10 +114,28 @@ class CompletionBody(GenerationBody):
             raise ValueError("expected a text, a list of tokens, or a list of either")
         return prompts
 
+    @field_validator("prompt_logprobs")
+    @classmethod
+    def _without_alternatives(cls, given: int | None) -> int | None:
+        if given:
+            raise ValueError("expected 0: the prompt's own tokens are reported without alternatives")
+        return given
+
+    @model_validator(mode="after")
+    def _prompts_are_scored_whole(self) -> CompletionBody:
+        if self.stream and self.prompt_logprobs is not None:
+            raise RequestError("prompt_logprobs in a stream; ask for the whole answer", "prompt_logprobs")
+        return self
+
     @property
     def alternatives(self) -> int | None:
         """See :class:`GenerationBody`."""
         return self.logprobs
+
+    @property
+    def scores_prompt(self) -> bool:
+        """See :class:`GenerationBody`."""
+        return self.prompt_logprobs is not None
 
 
 class ChatMessage(BaseModel):
@@ -140,6 +163,14 @@ class ChatBody(GenerationBody):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _no_scored_prompts(self) -> ChatBody:
+        if (self.model_extra or {}).get("prompt_logprobs") is not None:
+            raise RequestError(
+                "prompt_logprobs of a chat; send the prompt to /v1/completions", "prompt_logprobs"
+            )
+        return self
 
     @model_validator(mode="after")
     def _alternatives_of_something(self) -> ChatBody:

@@ -19,10 +19,11 @@ def cache_bytes(model: SupernetForCausalLM, placement: Placement, context: int) 
     cache = model.new_cache(placement)
     token_11 = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     model(token_11, past_key_values=cache, placement=placement)
-    return sum(_state_bytes(state, context) for state in cache.states)
+    return sum(state_bytes(state, context) for state in cache.states)
 
 
-def _state_bytes(state: MixerState, context: int) -> int:
+def state_bytes(state: MixerState, context: int) -> int:
+    """Bytes that one layer holds of a sequence of ``context`` tokens, once some token gave it its shape."""
     if isinstance(state, KeyValueState):
         # Of a buffer only the part that a token fills counts, as often as tokens are kept.
         tokens = context if state.window is None else min(state.window, context)

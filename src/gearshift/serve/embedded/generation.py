@@ -23,6 +23,7 @@ class Sampling:
         stop: texts that end the sequence; neither they nor anything behind them is given out.
         end_tokens: tokens that end the sequence; their text is not given out.
         logprobs: how many alternatives to report beside every token's log-probability; None for neither.
+        prompt_logprobs: report the log-probabilities of the prompt's own tokens.
     """
 
     max_tokens: int
@@ -33,6 +34,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     end_tokens: frozenset[int] = frozenset()
     logprobs: int | None = None
+    prompt_logprobs: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,12 @@ class Piece:
         text: new text, empty while it may still turn out to be half a character or a stop string.
         token: the token.
         finish_reason: with the last piece, why it is the last.
+        prompt: with the first piece, the prompt's tokens with their log-probabilities, if asked for; that of
+            the first token is None.
     """
 
     index: int
     text: str
     token: Token
     finish_reason: FinishReason | None
+    prompt: tuple[Token, ...] | None = None

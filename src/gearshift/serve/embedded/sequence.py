@@ -26,6 +26,7 @@ class RunningSequence:
         self._sampler = Sampler(wanted.sampling, model.device)
         self._text = TextStream(decode, wanted.sampling.stop)
         self._made = 0
+        self._prompt_logprobs: list[float] = []
         self._cache: SupernetCache | None = None
 
     def advance(self, most_tokens: int) -> Piece | None:
@@ -50,8 +51,19 @@ class RunningSequence:
         if self._cache is None:
             self._cache = self._model.new_cache(placement)
         tokens_1T = torch.tensor([tokens], device=self._model.device)
-        output = self._model(tokens_1T, past_key_values=self._cache, placement=placement, logits_to_keep=1)
+        every = self._wanted.sampling.prompt_logprobs and not self._made
+        kept = len(tokens) if every else 1
+        output = self._model(tokens_1T, past_key_values=self._cache, placement=placement, logits_to_keep=kept)
+        if every:
+            self._note_prompt(output.logits[0], [*tokens[1:], *self._unread[:1]])
         return output.logits[:, -1]
+
+    def _note_prompt(self, logits_TV: Tensor, following: list[int]) -> None:
+        """Log-probabilities of the prompt's tokens that follow the ones just read."""
+        if following:
+            log_TV = torch.log_softmax(logits_TV[: len(following)].float(), dim=-1)
+            following_T1 = torch.tensor(following, device=log_TV.device)[:, None]
+            self._prompt_logprobs += log_TV.gather(1, following_T1)[:, 0].tolist()
 
     def _piece(self, token: Token) -> Piece:
         self._made += 1
@@ -67,7 +79,14 @@ class RunningSequence:
             text += self._text.close()
             # A stop string may complete only with what was held back as half a character.
             reason = "stop" if self._text.stopped else reason
-        return Piece(self._wanted.index, text, token, reason)
+        return Piece(self._wanted.index, text, token, reason, self._prompt())
+
+    def _prompt(self) -> tuple[Token, ...] | None:
+        """The prompt's tokens with their log-probabilities, for the first piece."""
+        if self._made > 1 or not self._wanted.sampling.prompt_logprobs:
+            return None
+        pairs = zip(self._wanted.prompt, [None, *self._prompt_logprobs], strict=True)
+        return tuple(Token(token, logprob) for token, logprob in pairs)
 
     def release(self) -> None:
         """Let go of the cache."""

@@ -186,6 +186,7 @@ class Service:
             stop=tuple(body.stop or ()),
             end_tokens=end_tokens if body.ignore_eos else end_tokens | default.end_tokens,
             logprobs=body.alternatives,
+            prompt_logprobs=body.scores_prompt,
         )
 
     async def _whole(self, request: Request, exchange: Exchange) -> Response:
