@@ -17,7 +17,7 @@ from gearshift.search.optimize import pareto_placements
 from gearshift.search.space import AdditiveScore
 
 COSTS = np.tile([8.0, 4.0, 1.0, 2.0], (12, 1))
-PLAN = Plan(target="-loss", evaluations=90, batch=12, seed=3)
+PLAN = Plan(target="-loss", evaluations=90, batch=12, patience=99, seed=3)
 
 
 class Interrupted(Exception):

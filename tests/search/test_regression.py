@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
@@ -83,7 +85,22 @@ def test_the_evidence_is_the_density_of_the_values(problem):
     covariance = sum(share * kernel for share, kernel in zip(shares, evidence.kernels, strict=True))
     covariance = covariance + 100.0 + noise * np.eye(len(evidence.values))
     expected = multivariate_normal(np.zeros(len(covariance)), covariance).logpdf(evidence.values)
-    assert evidence.log_probability(logarithms) == pytest.approx(expected)
+    prior, _ = evidence._prior(logarithms)
+    assert -evidence.loss(logarithms)[0] - prior == pytest.approx(expected)
+
+
+def test_laplaces_evidence_is_near_the_integral(made_up):
+    """Over the two scales and the noise of a space without interactions, on a grid."""
+    features, placements = FeatureSpace(made_up.space), made_up.draw(60)
+    values = made_up.truth.values(placements) + 0.02 * np.random.default_rng(0).normal(size=60)
+    evidence = evidence_of((features, placements, values))
+    optimum = evidence.optimum(None, 100)
+    axes = [np.linspace(-4, 4, 17)] * 2 + [np.linspace(-1.5, 1.5, 17)]
+    points = [optimum + np.array(away) for away in itertools.product(*axes)]
+    density = np.array([np.exp(-evidence.loss(point)[0]) for point in points])
+    volume = float(np.prod([axis[1] - axis[0] for axis in axes]))
+    expected = np.log(density.sum() * volume) - 1.5 * np.log(2 * np.pi * 2.0**2)
+    assert evidence.log_evidence(optimum) == pytest.approx(expected, abs=0.5)
 
 
 def test_the_gradient_of_the_evidence_is_its_difference_quotient(problem):

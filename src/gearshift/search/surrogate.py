@@ -233,7 +233,7 @@ def _cross_validate(
         own = {group: kernels[group][np.ix_(kept, kept)] for group in features.groups}
         fold = tuned
         if len(table) <= COMPARED_ROWS:
-            fold = tune(features, own, values, tuned, _FOLD_STEPS).hyperparameters
+            fold = tune(features, own, values, tuned, _FOLD_STEPS)
         posterior = fit_posterior(features, own, chosen[kept], values, fold)
         means[left_out], stds[left_out] = posterior.predict(chosen[left_out])
     return Scores.of(table.values, means, stds)
