@@ -21,6 +21,7 @@ from gearshift.cli import (
     export,
     generate,
     info,
+    presets,
     search,
     serve,
     thin,
@@ -40,6 +41,12 @@ _COMMANDS = (demo, convert, calibrate, distill, evaluate, bench, search, generat
 for _command in _COMMANDS:
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name)(reporting_errors(_command.run, kept=_command.KEPT))
+
+_GROUPS = {"presets": presets}
+for _name, _group in _GROUPS.items():
+    for _part, _function in _group.COMMANDS.items():
+        _group.app.command(_part)(reporting_errors(_function, kept=_group.KEPT))
+    app.add_typer(_group.app, name=_name)
 
 
 def _print_version(wanted: bool) -> None:
