@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,14 +14,19 @@ from gearshift.placement import FULL_ATTENTION, Placement, PlacementSpace
 from gearshift.presets import Measurement, Preset, write_presets
 from gearshift.provenance import provenance
 from gearshift.search import (
+    NO_CONSTRAINTS,
+    Constraints,
     CostModel,
     EvaluationTable,
     Frontier,
+    Limit,
+    Surrogate,
     build_frontier,
     build_table,
     choose_presets,
     fit_costs,
     fit_surrogate,
+    fit_surrogates,
     save_costs,
     save_surrogate,
 )
@@ -37,6 +42,19 @@ class WorkloadNotMeasuredError(GearshiftError, ValueError):
 
 
 @dataclass(frozen=True)
+class Wishes:
+    """What the placements of a frontier must keep to.
+
+    Attributes:
+        constraints: counts of mixers, fixed layers, limits.
+        floors: by target, such as ``recall.copy``, the least that a surrogate of its own predicts.
+    """
+
+    constraints: Constraints = NO_CONSTRAINTS
+    floors: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Found:
     """What a search found.
 
@@ -45,12 +63,14 @@ class Found:
         other_costs: cost models of the other measured workloads.
         presets: chosen along the frontier, with their measurements where there are some.
         held_out: evaluated placements that the surrogate was judged by.
+        floors: the surrogates of the targets that have a floor.
     """
 
     frontier: Frontier
     other_costs: tuple[CostModel, ...]
     presets: tuple[Preset, ...]
     held_out: EvaluationTable | None = None
+    floors: Mapping[str, Surrogate] = field(default_factory=dict)
 
     def with_presets(self, presets: Iterable[Preset]) -> Found:
         """The same search with other presets, or with the same ones once they are measured."""
@@ -65,7 +85,9 @@ def find_presets(
     held_out: Sequence[Row] = (),
     context_length: int | None = None,
     target: str = "-sqrt(kl)",
+    order: int | None = None,
     interaction_range: int | None = None,
+    wishes: Wishes | None = None,
 ) -> Found:
     """Fit surrogate and costs, find the frontier and choose presets along it.
 
@@ -76,23 +98,41 @@ def find_presets(
         held_out: further rows, of other placements, to judge the surrogate by.
         context_length: tokens of context that the frontier is for; None takes the longest measured.
         target: what the surrogate predicts, see `gearshift.search.Target`.
+        order: the most layers that interact with one another; None lets the evidence choose.
         interaction_range: how far apart layers may interact; None lets the evidence choose.
+        wishes: what the frontier's placements must keep to.
 
     Raises:
         WorkloadNotMeasuredError: there is no measurement at that context length.
         GearshiftError: rows that cannot be used; the message names them.
     """
+    wishes = wishes or Wishes()
     judged = build_table(held_out, space, target) if held_out else None
-    surrogate = fit_surrogate(build_table(evaluations, space, target), interaction_range, held_out=judged)
+    table = build_table(evaluations, space, target)
+    surrogate = fit_surrogate(table, interaction_range, order=order, held_out=judged)
+    floors = fit_surrogates({name: build_table(evaluations, space, name) for name in wishes.floors})
     costs = list(fit_costs(measurements, space).values())
-    cost = _choose_cost(costs, context_length)
-    frontier = build_frontier(surrogate, cost)
+    cost = choose_cost(costs, context_length)
+    frontier = build_frontier(surrogate, cost, with_floors(wishes, floors))
     presets = with_measurements(choose_presets(frontier), evaluations, measurements)
-    return Found(frontier, tuple(other for other in costs if other is not cost), tuple(presets), judged)
+    others = tuple(other for other in costs if other is not cost)
+    return Found(frontier, others, tuple(presets), judged, floors)
 
 
-def _choose_cost(costs: Sequence[CostModel], context_length: int | None) -> CostModel:
-    """The model of that context; of several batch sizes the largest."""
+def with_floors(wishes: Wishes, floors: Mapping[str, Surrogate]) -> Constraints:
+    """The constraints with a limit for each floor."""
+    limits = tuple(
+        Limit(name, floors[name].score, least, floor=True) for name, least in wishes.floors.items()
+    )
+    return replace(wishes.constraints, limits=(*wishes.constraints.limits, *limits))
+
+
+def choose_cost(costs: Sequence[CostModel], context_length: int | None) -> CostModel:
+    """The model of that context, the longest by default; of several batch sizes the largest.
+
+    Raises:
+        WorkloadNotMeasuredError: there is no model of that context.
+    """
     lengths = sorted({cost.context_length for cost in costs})
     wanted = lengths[-1] if context_length is None else context_length
     if wanted not in lengths:

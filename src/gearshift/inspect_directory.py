@@ -91,6 +91,23 @@ def supernet_space(path: Path) -> PlacementSpace:
     return _placement_space(path, config)
 
 
+def weight_bytes(path: Path) -> tuple[dict[tuple[int, str], int], int]:
+    """Bytes of each layer's mixers by (layer, long name), and of all other weights, of a supernet directory.
+
+    Raises:
+        CheckpointError: the weight files are missing or damaged.
+    """
+    mixers: Counter[tuple[int, str]] = Counter()
+    shared = 0
+    for name, stored in read_directory(path).items():
+        found = _MIXER_TENSOR.match(name)
+        if found:
+            mixers[int(found["layer"]), found["mixer"]] += stored.info.nbytes
+        else:
+            shared += stored.info.nbytes
+    return dict(mixers), shared
+
+
 def _inspect_model(path: Path) -> Report:
     config = _read_config(path)
     is_supernet = config.get("model_type") == SUPERNET_MODEL_TYPE

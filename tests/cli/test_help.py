@@ -49,6 +49,7 @@ def test_help_lists_every_command(asked: tuple[list[str], float, dict[str, str]]
     assert {"demo", "convert", "calibrate", "train", "bench"} < set(COMMANDS)
     assert {"cost fit", "cost predict", "evaluate run", "evaluate merge"} < set(COMMANDS)
     assert {"search", "generate", "serve", "export", "thin", "info"} < set(COMMANDS)
+    assert "presets build" in COMMANDS
     assert all(str(name).split()[0] in asked[2][""] for name in COMMANDS)
 
 

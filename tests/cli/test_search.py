@@ -13,7 +13,7 @@ import pytest
 from typer.testing import Result
 
 from gearshift.cli.options import random_placements
-from gearshift.files import append_json_line
+from gearshift.files import append_json_line, read_json_lines
 from gearshift.placement import MIXERS, Placement, PlacementSpace
 from gearshift.presets import read_presets
 
@@ -92,6 +92,16 @@ def test_without_a_supernet_no_layer_gets_a_mixer_never_seen_there(search: Gears
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (["--at-least", "fa"], "--at-least fa; expected mixer=layers, such as fa=4, each once"),
+        (["--at-most", "gdn=1", "--at-most", "gdn=2"], "--at-most gdn=2; expected mixer=layers"),
+        (["--fix", "fa=0"], "--fix fa=0; expected layer=mixer, such as 0=fa"),
+        (["--fix", "7=fa"], "layer 7 is to have fa; expected a layer from 0 to 2"),
+        (["--floor", "recall.copy=high"], "--floor recall.copy=high; expected column=number"),
+        (["--floor", "bits=1"], "no column 'bits'"),
+        (["--floor", "quality=0.9"], "every placement has the value 0.3 of quality"),
+        (["--at-least", "gdn=2", "--at-least", "swa=2"], "the counts add up to 4 layers; the model has 3"),
+        (["--at-least", "mamba=2"], "unknown mixer 'mamba'"),
+        (["--data", "text.jsonl"], "--data asks for evaluations; say of which supernet with --supernet"),
         (["--context", "9"], "no decode step was measured at context length 9; measured are [512]"),
         (["--target", "bits"], "no column 'bits'"),
         (["--target", "cos(kl)"], "the target 'cos(kl)'"),
@@ -126,3 +136,63 @@ def test_too_few_rows_are_refused(search: Gearshift, rows: list[Path]):
     result = search()
     assert result.exit_code == 1
     assert "5 distinct placements were evaluated; expected at least 10" in result.stderr
+
+
+def test_constraints_shape_the_frontier(search: Gearshift, tmp_path: Path):
+    assert search("--at-least", "fa=1", "--fix", "2=swa", "--at-most", "gdn=0").exit_code == 0
+    points = json.loads((tmp_path / "out" / "frontier.json").read_text())["points"]
+    for point in points:
+        placement = Placement.parse(point["placement"])
+        assert "full_attention" in placement.mixers
+        assert placement[2] == "sliding_attention"
+        assert "gated_delta_net" not in placement.mixers
+    assert len(points) > 1
+
+
+def test_a_floor_has_a_surrogate_of_its_own_whose_fit_is_told(search: Gearshift, tmp_path: Path):
+    result = search("--floor", "-loss=-1.35")
+    assert result.exit_code == 0
+    assert "floor of -loss, surrogate: 30 evaluated placements" in result.stdout
+    points = json.loads((tmp_path / "out" / "frontier.json").read_text())["points"]
+    ranks = [sum(map(MIXERS.index, Placement.parse(point["placement"]))) for point in points]
+    assert max(ranks) == 3
+
+
+def test_a_floor_that_nothing_reaches_names_the_nearest(search: Gearshift):
+    result = search("--floor", "-loss=-0.5")
+    assert result.exit_code == 1
+    assert "no placement has -loss of at least -0.5; without" in result.stderr
+    assert "such as fa*3, whose -loss is -1" in result.stderr
+
+
+def test_active_search_evaluates_what_it_proposes_and_goes_on_after_a_stop(
+    search: Gearshift, supernet_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    supernet = shutil.copytree(supernet_directory, tmp_path / "supernet")
+    text = tmp_path / "held_out.py"
+    text.write_text("def add(a, b):\n    return a + b\n\n\n" * 30)
+    active = ("--supernet", supernet, "--data", text, "--tokens", 64, "--sequence-length", 32)
+    sizes = ("--evaluations", 20, "--batch", 5, "--target", "-kl")
+    active += ("--table", tmp_path / "new.jsonl")
+    result = search(*active, *sizes)
+    assert result.exit_code == 0, result.stderr
+    assert "20 placements evaluated: all 20 evaluations are spent" in result.stdout
+    rows = read_json_lines(tmp_path / "new.jsonl")
+    assert len({row["placement"] for row in rows}) == len(rows) == 20
+    settings, *rounds = read_json_lines(tmp_path / "out" / "rounds.jsonl")
+    assert settings["evaluations"] == 20
+    assert [text for made in rounds for texts in made["proposed"].values() for text in texts] == [
+        row["placement"] for row in rows
+    ]
+    assert list(read_presets(supernet))[0] == "teacher"
+
+    def nothing(*args: object, **kwargs: object) -> None:
+        raise AssertionError("everything is in the table")
+
+    monkeypatch.setattr("gearshift.evaluate.quality.load_supernet", nothing)
+    again = search(*active, *sizes)
+    assert again.exit_code == 0
+    assert "20 placements evaluated" in again.stdout
+    other = search(*active, *sizes, "--seed", 1)
+    assert other.exit_code == 1
+    assert "rounds.jsonl is the log of a search with" in other.stderr

@@ -29,7 +29,7 @@ class MadeUp:
         pairs = pair_size * rng.normal(size=(layers - 1, 4, 4))
         pairs[:, 0] = pairs[:, :, 0] = 0.0
         self.space = PlacementSpace(layers)
-        self.truth = AdditiveScore(self.space, 0.0, -harm, (pairs,))
+        self.truth = AdditiveScore(self.space, 0.0, {(0,): -harm, (0, 1): pairs})
         self.uniform = [Placement.uniform(mixer, layers) for mixer in self.space.mixers]
 
     def draw(self, count: int, seed: int = 0) -> list[Placement]:

@@ -1,87 +1,160 @@
-"""The regression against closed forms and scikit-learn's own predictions."""
+"""The regression against closed forms in the other, primal, form and against scikit-learn."""
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
+from scipy.stats import multivariate_normal
 from sklearn.linear_model import BayesianRidge
 
-from gearshift.search.regression import Hyperparameters, Posterior, choose_hyperparameters, fit_posterior
-from gearshift.search.space import FeatureSpace
+from gearshift.search.features import FeatureSpace
+from gearshift.search.regression import Hyperparameters, Posterior, _Evidence, choose, fit_posterior, tune
+from gearshift.search.space import mixer_indices
+from tests.search.test_features import plain_matrix
 
-SCALES = {"mixer": 1.0, "layer": 0.3, "mixer pair": 0.5, "layer pair": 0.1}
+NOISE = 0.0025
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def problem(made_up):
-    space = FeatureSpace(made_up.space, 1)
+    features = FeatureSpace(made_up.space, 3, 2)
     placements = made_up.draw(40)
     values = made_up.truth.values(placements) + 0.01 * np.random.default_rng(0).normal(size=40)
-    return space, space.features(placements), values
+    return features, placements, values
 
 
-def _scale_columns(space: FeatureSpace) -> np.ndarray:
-    columns = np.zeros(space.size)
-    for group in space.groups:
-        columns[group.columns] = SCALES[group.name]
-    return columns
+def hyperparameters(features: FeatureSpace) -> Hyperparameters:
+    variances = {group.name: 0.03 / (1 + number) for number, group in enumerate(features.groups)}
+    return Hyperparameters(features.order, features.interaction_range, variances, NOISE, 100.0)
 
 
-def test_posterior_is_ridge_in_the_dual_form(problem):
-    """Weights by the n x n system of Gaussian-process regression, which shares no step with the code."""
-    space, features, values = problem
-    chosen = Hyperparameters(1, SCALES, noise_precision=400.0, weight_precision=30.0)
-    posterior = fit_posterior(features, values, space, chosen)
-    prior = _scale_columns(space) ** 2 / 30.0
-    away = features - features.mean(axis=0)
-    kernel = (away * prior) @ away.T + np.eye(len(values)) / 400.0
-    weights = prior * (away.T @ np.linalg.solve(kernel, values - values.mean()))
-    assert posterior.weights == pytest.approx(weights, abs=1e-9)
-    covariance = np.diag(prior) - (prior[:, None] * away.T) @ np.linalg.solve(kernel, away * prior)
-    assert posterior.factor.T @ posterior.factor == pytest.approx(covariance, abs=1e-9)
-    assert posterior.intercept == pytest.approx(values.mean() - features.mean(axis=0) @ weights)
+def fitted(features, placements, values) -> Posterior:
+    chosen = mixer_indices(features.space, placements)
+    kernels = features.kernels(chosen, chosen)
+    return fit_posterior(features, kernels, chosen, values, hyperparameters(features))
+
+
+def scaled_features(features, placements) -> np.ndarray:
+    """All features times their prior standard deviations, and a column for the intercept."""
+    chosen = hyperparameters(features)
+    columns = [
+        np.sqrt(chosen.variances[group.name]) * plain_matrix(placements, features.space, group)
+        for group in features.groups
+    ]
+    return np.concatenate([*columns, np.full((len(placements), 1), 10.0)], axis=1)
+
+
+def test_predictions_are_those_of_the_primal_form(problem, made_up):
+    """Bishop, Pattern Recognition and Machine Learning, eq. 3.53, 3.54, 3.59, with features written out."""
+    features, placements, values = problem
+    unseen = made_up.draw(60)[40:]
+    known, new = scaled_features(features, placements), scaled_features(features, unseen)
+    covariance = np.linalg.inv(np.eye(known.shape[1]) + known.T @ known / NOISE)
+    weights = covariance @ known.T @ (values - values.mean()) / NOISE
+    mean, std = fitted(*problem).predict(mixer_indices(features.space, unseen))
+    assert mean == pytest.approx(values.mean() + new @ weights, abs=1e-6)
+    assert np.square(std) == pytest.approx(NOISE + ((new @ covariance) * new).sum(axis=1), rel=1e-4)
 
 
 def test_predictions_equal_those_of_bayesian_ridge(problem):
-    space, features, values = problem
-    columns = _scale_columns(space)
-    model = BayesianRidge(max_iter=1000, tol=1e-9).fit(features * columns, values)
-    chosen = Hyperparameters(1, SCALES, float(model.alpha_), float(model.lambda_))
-    mean, std = fit_posterior(features, values, space, chosen).predict(features[:7])
-    expected_mean, expected_std = model.predict(features[:7] * columns, return_std=True)
-    assert mean == pytest.approx(expected_mean, abs=1e-5)
-    # Ours also counts that the mean of the values is uncertain: noise variance / rows.
-    assert np.square(std) - 1 / model.alpha_ / 40 == pytest.approx(np.square(expected_std), rel=1e-3)
-
-
-def test_uncertainty_is_least_at_the_centre():
-    posterior = Posterior(np.array([1.0, 2.0]), 5.0, np.array([0.5, 0.0]), np.eye(2), 0.04, 4)
-    mean, std = posterior.predict(np.array([[1.0, 2.0], [3.0, 2.0]]))
-    assert mean.tolist() == [5.0, 6.0]
-    assert std == pytest.approx([np.sqrt(0.05), np.sqrt(4.05)])
-    assert posterior.intercept == 4.5
-
-
-def _chosen(made_up, placements, values) -> Hyperparameters:
-    return choose_hyperparameters(
-        placements, values, [FeatureSpace(made_up.space, reach) for reach in (0, 1)]
+    features, placements, values = problem
+    matrix = scaled_features(features, placements)[:, :-1]
+    model = BayesianRidge(max_iter=1, fit_intercept=True, alpha_init=1 / NOISE, lambda_init=1.0)
+    model.alpha_, model.lambda_ = 1 / NOISE, 1.0
+    centred = matrix - matrix.mean(axis=0)
+    weights = np.linalg.solve(
+        centred.T @ centred / NOISE + np.eye(matrix.shape[1]), centred.T @ values / NOISE
     )
+    model.coef_, model.intercept_ = weights, values.mean() - matrix.mean(axis=0) @ weights
+    mean, _ = fitted(*problem).predict(mixer_indices(features.space, placements[:7]))
+    assert mean == pytest.approx(model.predict(matrix[:7]), abs=1e-4)
+
+
+def evidence_of(problem) -> _Evidence:
+    features, placements, values = problem
+    chosen = mixer_indices(features.space, placements)
+    return _Evidence(features, features.kernels(chosen, chosen), values)
+
+
+def test_the_evidence_is_the_density_of_the_values(problem):
+    evidence = evidence_of(problem)
+    logarithms = evidence.centre + 0.3
+    *shares, noise = np.exp(logarithms)
+    covariance = sum(share * kernel for share, kernel in zip(shares, evidence.kernels, strict=True))
+    covariance = covariance + 100.0 + noise * np.eye(len(evidence.values))
+    expected = multivariate_normal(np.zeros(len(covariance)), covariance).logpdf(evidence.values)
+    prior, _ = evidence._prior(logarithms)
+    assert -evidence.loss(logarithms)[0] - prior == pytest.approx(expected)
+
+
+def test_laplaces_evidence_is_near_the_integral(made_up):
+    """Over the two scales and the noise of a space without interactions, on a grid."""
+    features, placements = FeatureSpace(made_up.space), made_up.draw(60)
+    values = made_up.truth.values(placements) + 0.02 * np.random.default_rng(0).normal(size=60)
+    evidence = evidence_of((features, placements, values))
+    optimum = evidence.optimum(None, 100)
+    axes = [np.linspace(-4, 4, 17)] * 2 + [np.linspace(-1.5, 1.5, 17)]
+    points = [optimum + np.array(away) for away in itertools.product(*axes)]
+    density = np.array([np.exp(-evidence.loss(point)[0]) for point in points])
+    volume = float(np.prod([axis[1] - axis[0] for axis in axes]))
+    expected = np.log(density.sum() * volume) - 1.5 * np.log(2 * np.pi * 2.0**2)
+    assert evidence.log_evidence(optimum) == pytest.approx(expected, abs=0.5)
+
+
+def test_the_gradient_of_the_evidence_is_its_difference_quotient(problem):
+    evidence = evidence_of(problem)
+    at = evidence.centre + np.random.default_rng(1).normal(size=len(evidence.centre))
+    _, gradient = evidence.loss(at)
+    for number, step in enumerate(1e-5 * np.eye(len(at))):
+        quotient = (evidence.loss(at + step)[0] - evidence.loss(at - step)[0]) / 2e-5
+        assert gradient[number] == pytest.approx(quotient, rel=1e-4, abs=1e-5)
+
+
+def test_draws_have_the_posteriors_mean_and_covariance(problem, made_up):
+    features, placements, values = problem
+    posterior = fitted(*problem)
+    unseen = mixer_indices(features.space, made_up.draw(46)[40:])
+    rng = np.random.default_rng(0)
+    drawn = np.array([posterior.sample(rng).values_of(unseen) for _ in range(3000)])
+    mean, std = posterior.predict(unseen)
+    variance = np.square(std) - NOISE
+    assert drawn.mean(axis=0) == pytest.approx(mean, abs=4 * np.sqrt(variance.max() / 3000))
+    assert drawn.var(axis=0) == pytest.approx(variance, rel=0.2)
+
+
+def chosen_for(made_up, placements, values) -> Hyperparameters:
+    candidates = [FeatureSpace(made_up.space, *size) for size in ((1, 0), (2, 1), (3, 3))]
+    chosen = mixer_indices(made_up.space, placements)
+    return choose(candidates, candidates[-1].kernels(chosen, chosen), values)
 
 
 def test_evidence_sees_interactions_where_there_are_some_and_only_there(made_up):
     placements = made_up.draw(120)
     rng = np.random.default_rng(0)
     with_pairs = made_up.truth.values(placements) + 0.005 * rng.normal(size=120)
-    single = FeatureSpace(made_up.space, 0).features(placements)
-    without = single @ rng.normal(size=single.shape[1]) + 0.5 * rng.normal(size=120)
-    assert _chosen(made_up, placements, with_pairs).interaction_range == 1
-    assert _chosen(made_up, placements, without).interaction_range == 0
+    single = type(made_up.truth)(made_up.space, 0.0, {(0,): rng.normal(size=(12, 4))}).values(placements)
+    found = chosen_for(made_up, placements, with_pairs)
+    assert (found.order, found.interaction_range) == (2, 1)
+    assert chosen_for(made_up, placements, single + 0.5 * rng.normal(size=120)).order == 1
 
 
 def test_choice_follows_the_unit_of_the_values(made_up):
     placements = made_up.draw(60)
     values = made_up.truth.values(placements)
-    small, large = (_chosen(made_up, placements, unit * values) for unit in (1e-3, 1e3))
-    assert small.scales == large.scales
-    assert small.noise_precision == pytest.approx(large.noise_precision * 1e12, rel=1e-3)
-    assert small.weight_precision == pytest.approx(large.weight_precision * 1e12, rel=1e-3)
+    small, large = (chosen_for(made_up, placements, unit * values) for unit in (1e-3, 1e3))
+    assert small.order == large.order
+    assert large.noise_variance == pytest.approx(small.noise_variance * 1e12, rel=1e-2)
+    for name, variance in small.variances.items():
+        assert large.variances[name] == pytest.approx(variance * 1e12, rel=1e-2)
+
+
+def test_tuning_looks_at_the_same_few_of_many_rows(made_up):
+    placements = made_up.draw(80)
+    values = made_up.truth.values(placements)
+    features, chosen = FeatureSpace(made_up.space), mixer_indices(made_up.space, placements)
+    kernels = features.kernels(chosen, chosen)
+    first, second = (tune(features, kernels, values, most_rows=40) for _ in range(2))
+    assert first == second
+    assert first != tune(features, kernels, values)

@@ -12,13 +12,8 @@ from gearshift.files import write_json
 from gearshift.placement import PlacementError, PlacementSpace
 from gearshift.search.cost import fit_costs
 from gearshift.search.frontier import build_frontier
-from gearshift.search.surrogate import (
-    SurrogateError,
-    fit_surrogate,
-    least_rows,
-    load_surrogate,
-    save_surrogate,
-)
+from gearshift.search.surrogate import candidate_features, fit_surrogate, fit_surrogates, least_rows
+from gearshift.search.surrogate_file import SurrogateError, load_surrogate, save_surrogate
 from gearshift.search.table import TableError, build_table
 
 
@@ -110,11 +105,37 @@ def test_any_column_can_be_the_target(made_up, target):
     assert fit_surrogate(table, 0, folds=5).report.cross_validated.spearman > 0.85
 
 
+def test_several_objectives_at_once(made_up):
+    rows = made_up.evaluate(made_up.draw(80), 0.005)
+    tables = {target: build_table(rows, made_up.space, target) for target in ("-loss", "recall.copy")}
+    together = fit_surrogates(tables)
+    assert list(together) == list(tables)
+    for name, table in tables.items():
+        alone = fit_surrogate(table)
+        assert together[name].report == alone.report
+        assert np.array_equal(together[name].posterior.dual, alone.posterior.dual)
+    nothing = build_table([{**row, "recall": {"copy": 0.5}} for row in rows], made_up.space, "recall.copy")
+    with pytest.raises(TableError, match="copying: every placement has the value 0.5 of recall.copy"):
+        fit_surrogates({"-loss": tables["-loss"], "copying": nothing})
+
+
+def test_feature_spaces_to_choose_from():
+    def sizes(layers, *asked):
+        found = candidate_features(PlacementSpace(layers), *asked)
+        return [(features.order, features.interaction_range) for features in found]
+
+    assert sizes(12) == [(1, 0), (2, 1), (2, 3), (3, 3)]
+    assert sizes(12, None, 2) == [(1, 0), (2, 2), (3, 2)]
+    assert sizes(12, 3, 3) == [(3, 3)]
+    assert sizes(12, None, 0) == [(1, 0)]
+    assert sizes(2) == [(1, 0), (2, 1)]
+
+
 def test_the_same_rows_give_the_same_fit(made_up):
     table = build_table(made_up.evaluate(made_up.draw(40), 0.01), made_up.space, "-loss")
     first, second = (fit_surrogate(table, 0, folds=4) for _ in range(2))
     assert first.report == second.report
-    assert np.array_equal(first.posterior.weights, second.posterior.weights)
+    assert np.array_equal(first.posterior.dual, second.posterior.dual)
 
 
 def test_saved_and_loaded_predictions_are_the_same(fitted, made_up, tmp_path):
@@ -194,7 +215,7 @@ def test_a_held_out_table_must_be_comparable_and_unseen(made_up):
     [
         lambda content: content.pop("values"),
         lambda content: content["values"].pop(),
-        lambda content: content["hyperparameters"].pop("scales"),
+        lambda content: content["hyperparameters"].pop("noise_variance"),
         lambda content: content["report"].update(rows="many", extra=1),
         lambda content: content.update(mixers=["mamba"]),
         lambda content: content["placements"].__setitem__(0, "fa*3"),

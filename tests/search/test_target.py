@@ -77,3 +77,11 @@ def test_retention():
     assert Target.parse("-kl").retention(0.01, 0.0) == 1.0
     assert Target.parse("-perplexity").retention(-20.0, -10.0) == pytest.approx(0.5)
     assert math.isnan(Target.parse("recall.copy").retention(0.5, 0.0))
+
+
+@given(st.sampled_from(TEXTS), st.floats(0.05, 1.0), st.floats(0.1, 3.0))
+def test_the_value_at_a_retention_has_it(text, retention, teachers):
+    target = Target.parse(text)
+    teacher_value = target.of_column(0.0 if target.column == "kl" and target.function != "log" else teachers)
+    value = target.value_at(retention, teacher_value)
+    assert target.retention(value, teacher_value) == pytest.approx(retention)

@@ -22,6 +22,7 @@ from gearshift.cli import (
     export,
     generate,
     info,
+    presets,
     runs,
     search,
     serve,
@@ -59,7 +60,7 @@ for _command in _COMMANDS:
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name)(reporting_errors(_command.run, kept=_command.KEPT))
 
-_GROUPS = {"evaluate": evaluate, "cost": cost, "runs": runs}
+_GROUPS = {"evaluate": evaluate, "cost": cost, "presets": presets, "runs": runs}
 for _name, _group in _GROUPS.items():
     for _part, _function in _group.COMMANDS.items():
         _group.app.command(_part)(reporting_errors(_function, kept=_group.KEPT))

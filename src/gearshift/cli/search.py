@@ -8,6 +8,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gearshift.cli.options import DeviceOption
+from gearshift.cli.search_options import (
+    AtLeastOption,
+    AtMostOption,
+    BatchOption,
+    ContextOption,
+    DataOption,
+    EvaluationsOption,
+    FixOption,
+    FloorOption,
+    OrderOption,
+    RangeOption,
+    RecallOption,
+    SeedOption,
+    SequenceOption,
+    TargetOption,
+    TokensOption,
+    ToleranceOption,
+    read_wishes,
+)
 from gearshift.errors import GearshiftError
 from gearshift.files import read_json_lines
 from gearshift.placement import Placement, PlacementSpace
@@ -15,45 +35,85 @@ from gearshift.placement import Placement, PlacementSpace
 if TYPE_CHECKING:
     from gearshift.find_presets import Found
 
-KEPT = "the files that were complete are in the output folder; run the same command again"
+KEPT = "what was evaluated and written is kept; run the same command again to go on from there"
 
 
 class NoRowsError(GearshiftError):
     """A file of rows is missing or empty."""
 
 
+class NoSupernetError(GearshiftError):
+    """Placements shall be evaluated, and no supernet is named."""
+
+
 def run(
-    table: Annotated[Path, typer.Option(help="Rows that 'gearshift evaluate' wrote.")],
+    table: Annotated[Path, typer.Option(help="Rows that 'gearshift evaluate' wrote; --data adds more.")],
     cost: Annotated[Path, typer.Option(help="Rows that 'gearshift bench' wrote.")],
     out: Annotated[Path, typer.Option(help="The folder for surrogate, costs, frontier and pictures.")],
     supernet: Annotated[
         Path | None, typer.Option(help="Write presets.json into this supernet directory.")
     ] = None,
-    context: Annotated[
-        int | None, typer.Option(help="The context length to search for; by default the longest measured.")
-    ] = None,
-    target: Annotated[
-        str, typer.Option(help="What to predict: '-sqrt(kl)', '-loss', 'quality', 'recall.copy' ...")
-    ] = "-sqrt(kl)",
-    interaction_range: Annotated[
-        int | None, typer.Option("--range", help="How far layers interact; by default the evidence chooses.")
-    ] = None,
+    context: ContextOption = None,
+    target: TargetOption = "-sqrt(kl)",
+    order: OrderOption = None,
+    interaction_range: RangeOption = None,
+    at_least: AtLeastOption = None,
+    at_most: AtMostOption = None,
+    fix: FixOption = None,
+    floor: FloorOption = None,
+    data: DataOption = None,
+    recall: RecallOption = None,
+    evaluations: EvaluationsOption = 200,
+    batch: BatchOption = 16,
+    tolerance: ToleranceOption = 0.005,
+    seed: SeedOption = 0,
+    tokens: TokensOption = 32768,
+    sequence_length: SequenceOption = 512,
+    device: DeviceOption = "auto",
 ) -> None:
-    """Fit surrogate and costs, find the frontier exactly, and choose presets along it."""
-    from gearshift.inspect_directory import supernet_space
+    """Fit surrogate and costs, find the frontier exactly, and choose presets along it.
 
-    evaluations, measurements = _read(table, "gearshift evaluate"), _read(cost, "gearshift bench")
-    space = supernet_space(supernet) if supernet else _space_of(evaluations, measurements)
+    Without --data the rows of the table are all there is. With it, placements are proposed, evaluated and
+    added to the table, round after round, until the frontier stands still or the evaluations are spent.
+    """
+    wishes = read_wishes(at_least, at_most, fix, floor)
+    measurements = _read(cost, "gearshift bench")
+    if data is None:
+        rows = _read(table, "gearshift evaluate")
+        space = _space(supernet, rows, measurements)
+    else:
+        if supernet is None:
+            raise NoSupernetError("--data asks for evaluations; say of which supernet with --supernet")
+        space = _space(supernet, (), ())
+        from gearshift.search.active import Plan
+        from gearshift.search_supernet import HeldOutText, search_supernet
+
+        held_out = HeldOutText(data, recall, tokens, sequence_length, device=device)
+        plan = Plan(target, evaluations, batch, tolerance, 2, seed, order, interaction_range)
+        searched = search_supernet(
+            supernet,
+            table,
+            held_out,
+            measurements,
+            plan,
+            out,
+            context_length=context,
+            constraints=wishes.constraints,
+        )
+        typer.echo(f"{len(searched.rows)} placements evaluated: {searched.why_ended}")
+        rows = searched.rows
 
     from gearshift.find_presets import find_presets, write_found
 
     found = find_presets(
-        evaluations,
+        rows,
         measurements,
         space,
         context_length=context,
         target=target,
+        order=order,
         interaction_range=interaction_range,
+        wishes=wishes,
     )
     _print(found)
     write_found(found, out, supernet)
@@ -65,6 +125,14 @@ def _read(path: Path, writer: str) -> list[dict[str, Any]]:
     if not rows:
         raise NoRowsError(f"{path} is missing or holds no rows; write some with {writer}")
     return rows
+
+
+def _space(
+    supernet: Path | None, evaluations: Sequence[Mapping[str, Any]], measurements: Sequence[Mapping[str, Any]]
+) -> PlacementSpace:
+    from gearshift.inspect_directory import supernet_space
+
+    return supernet_space(supernet) if supernet else _space_of(evaluations, measurements)
 
 
 def _space_of(
@@ -88,6 +156,8 @@ def _print(found: Found) -> None:
     from gearshift.cli.tables import print_table
 
     typer.echo(str(found.frontier.surrogate.report))
+    for name, surrogate in found.floors.items():
+        typer.echo(f"floor of {name}, {surrogate.report}")
     typer.echo(str(found.frontier.cost))
     columns = ("preset", "placement", "retention measured", "predicted", "speed-up predicted")
     print_table("presets", columns, _cells(found))

@@ -9,8 +9,10 @@ from typing import Any
 from gearshift.errors import GearshiftError
 from gearshift.placement import FULL_ATTENTION, Placement
 from gearshift.presets import Preset
+from gearshift.search.constraints import NO_CONSTRAINTS, Constraints
 from gearshift.search.cost import CostModel
 from gearshift.search.optimize import ParetoPoint, pareto_placements
+from gearshift.search.program import frontier_by_program
 from gearshift.search.surrogate import Surrogate
 
 TEACHER = "teacher"
@@ -78,15 +80,25 @@ class Frontier:
         ]
 
 
-def build_frontier(surrogate: Surrogate, cost: CostModel) -> Frontier:
+def build_frontier(
+    surrogate: Surrogate, cost: CostModel, constraints: Constraints = NO_CONSTRAINTS
+) -> Frontier:
     """The exact frontier: every placement that is best for some number of seconds.
+
+    Args:
+        surrogate: predicts quality.
+        cost: predicts seconds.
+        constraints: what every placement but the teacher must keep to. With more than one limit the frontier
+            is found by mixed-integer programs, one a point, in minutes instead of seconds.
 
     Raises:
         CostError: the cost model lacks one of the surrogate's mixers.
+        ConstraintError: no placement keeps to the constraints.
         PlacementError: a layer holds no full attention, and speed-ups are those over all-FA.
     """
     surrogate.table.space.teacher()
-    best = pareto_placements(surrogate.score, cost.layer_costs(surrogate.table.space))
+    search = pareto_placements if len(constraints.limits) <= 1 else frontier_by_program
+    best = search(surrogate.score, cost.layer_costs(surrogate.table.space), constraints)
     unsorted = Frontier((), surrogate, cost)
     points = unsorted.predict([point.placement for point in reversed(_apart(best, cost.base_seconds))])
     return Frontier(tuple(points), surrogate, cost)

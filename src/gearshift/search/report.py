@@ -56,12 +56,14 @@ class FitReport:
 
     Attributes:
         rows: evaluated placements it was fitted to.
-        interaction_range: distance up to which layers interact in it.
+        order: the most layers that interact with one another in it.
+        interaction_range: distance up to which they do.
         cross_validated: scores on rows left out in turn.
         held_out: scores on placements that were never fitted, if some were given.
     """
 
     rows: int
+    order: int
     interaction_range: int
     cross_validated: Scores
     held_out: Scores | None = None
@@ -96,9 +98,10 @@ class FitReport:
             yield f"90% intervals cover only {judged.coverage:.0%} {kind}: they are too narrow"
 
     def __str__(self) -> str:
+        interactions = f"interactions of up to {self.order} layers, {self.interaction_range} apart at most"
         lines = [
-            f"surrogate: {self.rows} evaluated placements, interactions up to distance "
-            f"{self.interaction_range}",
+            f"surrogate: {self.rows} evaluated placements, "
+            f"{interactions if self.order > 1 else 'no interactions'}",
             f"  cross-validated: {self.cross_validated}",
         ]
         if self.held_out:

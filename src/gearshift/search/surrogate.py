@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sklearn.model_selection import KFold
 
-from gearshift.errors import GearshiftError
-from gearshift.files import read_json, write_json
 from gearshift.placement import Placement, PlacementSpace
-from gearshift.search.regression import Hyperparameters, Posterior, choose_hyperparameters, fit_posterior
+from gearshift.search.features import FeatureGroup, FeatureSpace, Indices
+from gearshift.search.regression import (
+    COMPARED_ROWS,
+    Hyperparameters,
+    Kernels,
+    Posterior,
+    choose,
+    fit_posterior,
+    tune,
+)
 from gearshift.search.report import FitReport, Scores
-from gearshift.search.space import AdditiveScore, Array, FeatureSpace
+from gearshift.search.space import AdditiveScore, Array, mixer_indices
 from gearshift.search.table import EvaluationTable, TableError
-from gearshift.search.target import Target
 
-FORMAT = "gearshift-surrogate-1"
-
-# Tried when the caller does not say how far layers interact.
-_RANGES = (0, 1)
-
-
-class SurrogateError(GearshiftError, ValueError):
-    """A surrogate's file is not what it should be."""
+# Order and range of the interactions that are tried when the caller does not say them.
+_ORDERS = (1, 2, 3)
+_RANGES = (1, 3)
+# Steps of the tuning of a cross-validation's part, which starts where the whole table's ended.
+_FOLD_STEPS = 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,31 +36,20 @@ class Surrogate:
 
     Attributes:
         table: the evaluated placements.
-        hyperparameters: what the evidence chose.
+        posterior: the weights and their uncertainty.
         report: what the fit is worth.
     """
 
     table: EvaluationTable
-    hyperparameters: Hyperparameters
+    posterior: Posterior
     report: FitReport
 
-    @cached_property
-    def features(self) -> FeatureSpace:
-        """The features it is linear in."""
-        return FeatureSpace(self.table.space, self.hyperparameters.interaction_range)
-
-    @cached_property
-    def posterior(self) -> Posterior:
-        """The weights and their uncertainty."""
-        features = self.features.features(self.table.placements)
-        return fit_posterior(features, self.table.values, self.features, self.hyperparameters)
-
-    @cached_property
+    @property
     def score(self) -> AdditiveScore:
-        """The prediction as sums over layers and pairs of layers, for the dynamic program."""
-        return self.features.score(self.posterior.intercept, self.posterior.weights)
+        """The prediction as sums over clusters of layers, for the optimisers."""
+        return self.posterior.score
 
-    @cached_property
+    @property
     def teacher_value(self) -> float:
         """Value of all-FA: as evaluated if it was, else as predicted.
 
@@ -77,7 +66,7 @@ class Surrogate:
         Raises:
             PlacementError: a placement does not lie in the surrogate's space.
         """
-        return self.posterior.predict(self.features.features(placements))
+        return self.posterior.predict(mixer_indices(self.table.space, placements))
 
     def retention(self, value: float) -> float:
         """Retention that belongs to a value of the target."""
@@ -97,6 +86,7 @@ def fit_surrogate(
     table: EvaluationTable,
     interaction_range: int | None = None,
     *,
+    order: int | None = None,
     held_out: EvaluationTable | None = None,
     folds: int = 10,
     seed: int = 0,
@@ -105,9 +95,10 @@ def fit_surrogate(
 
     Args:
         table: evaluated placements.
-        interaction_range: how far apart layers may interact; None lets the evidence choose 0 or 1.
+        interaction_range: how far apart layers may interact; None lets the evidence choose none, 1 or 3.
+        order: the most layers that interact with one another; None lets the evidence choose, up to 3.
         held_out: placements to judge the fit by that are not in the table.
-        folds: parts of the cross-validation, which repeats every choice for each part.
+        folds: parts of the cross-validation.
         seed: of the cross-validation's split.
 
     Raises:
@@ -117,15 +108,79 @@ def fit_surrogate(
     _check_enough(table)
     if held_out is not None:
         _check_comparable(table, held_out)
-    ranges = _RANGES if interaction_range is None else (interaction_range,)
-    candidates = [FeatureSpace(table.space, reach) for reach in ranges]
-    chosen = choose_hyperparameters(table.placements, table.values, candidates)
-    report = FitReport(len(table), chosen.interaction_range, _cross_validate(table, candidates, folds, seed))
-    surrogate = Surrogate(table, chosen, report)
+    candidates = candidate_features(table.space, order, interaction_range)
+    chosen = mixer_indices(table.space, table.placements)
+    kernels = _kernels(candidates, chosen)
+    tuned = choose(candidates, kernels, table.values)
+    posterior = _posterior(table, chosen, kernels, tuned)
+    report = FitReport(
+        len(table),
+        tuned.order,
+        tuned.interaction_range,
+        _cross_validate(table, chosen, kernels, tuned, folds, seed),
+    )
+    surrogate = Surrogate(table, posterior, report)
     if held_out is None:
         return surrogate
-    scores = surrogate.assess(held_out)
-    return Surrogate(table, chosen, FitReport(**{**vars(report), "held_out": scores}))
+    return replace(surrogate, report=replace(report, held_out=surrogate.assess(held_out)))
+
+
+def fit_surrogates(
+    tables: Mapping[str, EvaluationTable], interaction_range: int | None = None, *, order: int | None = None
+) -> dict[str, Surrogate]:
+    """Fit a surrogate for each of several objectives, such as likelihood and recall, by name.
+
+    Raises:
+        TableError: as for `fit_surrogate`; the message names the objective.
+    """
+    found = {}
+    for name, table in tables.items():
+        try:
+            found[name] = fit_surrogate(table, interaction_range, order=order)
+        except TableError as error:
+            raise TableError(f"{name}: {error}") from None
+    return found
+
+
+def refit(table: EvaluationTable, tuned: Hyperparameters, report: FitReport) -> Surrogate:
+    """The surrogate with these hyper-parameters, such as a file holds them.
+
+    Raises:
+        KeyError: the hyper-parameters lack a group of features.
+    """
+    features = FeatureSpace(table.space, tuned.order, tuned.interaction_range)
+    chosen = mixer_indices(table.space, table.placements)
+    return Surrogate(table, _posterior(table, chosen, features.kernels(chosen, chosen), tuned), report)
+
+
+def candidate_features(
+    space: PlacementSpace, order: int | None = None, interaction_range: int | None = None
+) -> list[FeatureSpace]:
+    """The feature spaces to choose from, the simplest first; each once, however small the space."""
+    orders = _ORDERS if order is None else (order,)
+    ranges = _RANGES if interaction_range is None else (interaction_range,)
+    found: dict[tuple[FeatureGroup, ...], FeatureSpace] = {}
+    for order in orders:
+        for reach in ranges:
+            features = FeatureSpace(space, order, reach)
+            found.setdefault(features.groups, features)
+    return list(found.values())
+
+
+def _kernels(candidates: Sequence[FeatureSpace], chosen: Indices) -> Kernels:
+    """The kernels of every group of any candidate, each made once."""
+    found: dict[FeatureGroup, Array] = {}
+    for features in sorted(candidates, key=lambda features: -len(features.groups)):
+        if not found.keys() >= set(features.groups):
+            found |= features.kernels(chosen, chosen)
+    return found
+
+
+def _posterior(
+    table: EvaluationTable, chosen: Indices, kernels: Kernels, tuned: Hyperparameters
+) -> Posterior:
+    features = FeatureSpace(table.space, tuned.order, tuned.interaction_range)
+    return fit_posterior(features, kernels, chosen, table.values, tuned)
 
 
 def least_rows(space: PlacementSpace) -> int:
@@ -164,66 +219,21 @@ def _check_comparable(table: EvaluationTable, held_out: EvaluationTable) -> None
 
 
 def _cross_validate(
-    table: EvaluationTable, candidates: Sequence[FeatureSpace], folds: int, seed: int
+    table: EvaluationTable, chosen: Indices, kernels: Kernels, tuned: Hyperparameters, folds: int, seed: int
 ) -> Scores:
+    """Predict each part of the table by a fit to the others.
+
+    Scales and noise are tuned anew where the table is small enough for a part to move them; the order and the
+    range of the interactions are kept.
+    """
+    features = FeatureSpace(table.space, tuned.order, tuned.interaction_range)
     means, stds = np.empty(len(table)), np.empty(len(table))
     for kept, left_out in KFold(folds, shuffle=True, random_state=seed).split(table.values):
-        placements = [table.placements[row] for row in kept]
-        chosen = choose_hyperparameters(placements, table.values[kept], candidates)
-        space = FeatureSpace(table.space, chosen.interaction_range)
-        posterior = fit_posterior(space.features(placements), table.values[kept], space, chosen)
-        unseen = space.features([table.placements[row] for row in left_out])
-        means[left_out], stds[left_out] = posterior.predict(unseen)
+        values = table.values[kept]
+        own = {group: kernels[group][np.ix_(kept, kept)] for group in features.groups}
+        fold = tuned
+        if len(table) <= COMPARED_ROWS:
+            fold = tune(features, own, values, tuned, _FOLD_STEPS)
+        posterior = fit_posterior(features, own, chosen[kept], values, fold)
+        means[left_out], stds[left_out] = posterior.predict(chosen[left_out])
     return Scores.of(table.values, means, stds)
-
-
-def save_surrogate(surrogate: Surrogate, path: Path) -> None:
-    """Write a surrogate as JSON: its table and what was chosen; loading computes the rest again."""
-    table = surrogate.table
-    content = {
-        "format": FORMAT,
-        "num_layers": table.space.num_layers,
-        "mixers": list(table.space.mixers),
-        "layer_mixers": table.space.layer_mixers,
-        "target": str(table.target),
-        "checkpoint": table.checkpoint,
-        "data": table.data,
-        "teacher_quality": table.teacher_quality,
-        "placements": [str(placement) for placement in table.placements],
-        "values": table.values.tolist(),
-        "hyperparameters": asdict(surrogate.hyperparameters),
-        "report": surrogate.report.to_json(),
-    }
-    write_json(path, content)
-
-
-def load_surrogate(path: Path) -> Surrogate:
-    """Read what `save_surrogate` wrote; predictions are the same.
-
-    Raises:
-        SurrogateError: the file is not a surrogate.
-        FileFormatError: it is not JSON.
-    """
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise SurrogateError(f'{path} is not a surrogate; expected a JSON object with "format": {FORMAT!r}')
-    try:
-        return _from_json(content)
-    except (KeyError, TypeError, ValueError) as error:
-        raise SurrogateError(f"{path} is damaged ({error!r}); fit the surrogate again") from None
-
-
-def _from_json(content: dict[str, Any]) -> Surrogate:
-    table = EvaluationTable(
-        PlacementSpace(content["num_layers"], tuple(content["mixers"]), content.get("layer_mixers")),
-        Target.parse(content["target"]),
-        tuple(Placement.parse(text, content["num_layers"]) for text in content["placements"]),
-        np.array(content["values"], dtype=np.float64),
-        content["checkpoint"],
-        content["data"],
-        content["teacher_quality"],
-    )
-    if len(table.placements) != len(table.values):
-        raise ValueError(f"{len(table.placements)} placements but {len(table.values)} values")
-    report = FitReport.from_json(content["report"])
-    return Surrogate(table, Hyperparameters(**content["hyperparameters"]), report)

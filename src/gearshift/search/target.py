@@ -102,3 +102,17 @@ class Target:
             return math.exp(teachers - mine)
         best, other = (mine, teachers) if self.sign > 0 else (teachers, mine)
         return best / other if other else math.nan
+
+    def value_at(self, retention: float, teacher_value: float) -> float:
+        """The target's value that has this retention: what `retention` undoes.
+
+        Args:
+            retention: above 0.
+            teacher_value: the target's value of the teacher.
+        """
+        teachers = self.to_column(teacher_value)
+        if self.column == "kl":
+            return self.of_column(max(-math.log(retention), 0.0))
+        if self.column == "loss":
+            return self.of_column(teachers - math.log(retention))
+        return self.of_column(teachers * retention if self.sign > 0 else teachers / retention)
