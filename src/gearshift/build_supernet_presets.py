@@ -183,7 +183,7 @@ class _Builder:
 
     def measure(self, presets: Sequence[Preset]) -> list[dict[str, Any]]:
         """Decode steps of the presets on this machine, for each workload."""
-        from gearshift.bench.decode import measure_decode
+        from gearshift.bench.decode import DecodeSettings, measure_decode
         from gearshift.supernet import load_supernet
         from gearshift.train.device import choose_device
 
@@ -193,5 +193,7 @@ class _Builder:
         return [
             row
             for cost in self.costs
-            for row in measure_decode(model, placements, [cost.context_length], cost.batch_size)
+            for row in measure_decode(
+                model, placements, [cost.context_length], DecodeSettings(batch_size=cost.batch_size)
+            )
         ]
