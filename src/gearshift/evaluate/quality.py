@@ -90,7 +90,7 @@ def evaluate_placements(
     if missing:
         model = load_supernet(supernet, device=choose_device(device))
         evaluator = Evaluator(model, held_out, batch_size)
-        _fill(table, evaluator, in_tree_order(missing, space), progress)
+        _fill(table, evaluator, missing, progress)
         if tell_speed is not None:
             evaluator.measure_floor(missing)
             tell_speed(evaluator.speed)
@@ -127,17 +127,23 @@ class _Table:
 
 
 def _fill(table: _Table, evaluator: Evaluator, missing: Sequence[Placement], progress: bool) -> None:
-    """Evaluate the missing placements group by group; a group's rows are written when it is done."""
+    """Evaluate the missing placements group by group; a group's rows are written when it is done.
+
+    Groups are neighbours in the tree; within a group rows come in the order of ``missing``.
+    """
     parts, start = len(evaluator.windows) + len(evaluator.examples), 0
-    with show_progress("evaluate", len(missing), enabled=progress) as report:
-        while start < len(missing):
-            group = missing[start : start + _group_size(evaluator.speed)]
+    order = in_tree_order(missing, evaluator.model.placement_space)
+    place = {placement: number for number, placement in enumerate(missing)}
+    with show_progress("evaluate", len(order), enabled=progress) as report:
+        while start < len(order):
+            group = order[start : start + _group_size(evaluator.speed)]
 
             def batch_done(done: int, start: int = start, size: int = len(group)) -> None:
                 report(start + size * done // parts, f"batch {done}/{parts}")
 
-            for placement, score in evaluator.score(group, batch_done).items():
-                table.add(placement, score)
+            scores = evaluator.score(group, batch_done)
+            for placement in sorted(scores, key=place.__getitem__):
+                table.add(placement, scores[placement])
             start += len(group)
 
 
