@@ -26,7 +26,7 @@ STEP, LAYER, SEQUENCE = 4e-4, 4e-6, {"gated_delta_net": 2e-7, "kimi_delta_attent
 def made_up_engine() -> Engine:
     types = CacheTypes(torch.bfloat16, torch.float32, torch.bfloat16)
     return describe_slots(
-        named_shape("15b").config(), types, torch.bfloat16, block_tokens=64, slots=12, in_flight=1
+        named_shape("apriel-15b").config(), types, torch.bfloat16, block_tokens=64, slots=12, in_flight=1
     )
 
 

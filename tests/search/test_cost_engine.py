@@ -12,7 +12,7 @@ from gearshift.bench.engine import describe_embedded
 from gearshift.placement import Placement
 from gearshift.search.cost_engine import CostError, Engine, MixerMemory
 from gearshift.serve.embedded import cache_bytes
-from gearshift.serve.vllm.layout import SlotLayout
+from gearshift.slot_layout import SlotLayout
 from tests.search.cost_scene import draw, made_up_engine
 from tests.supernet.tools import tiny_supernet
 

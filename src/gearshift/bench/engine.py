@@ -8,7 +8,7 @@ from torch import nn
 from gearshift.search.cost_engine import Engine, MixerMemory
 from gearshift.serve.embedded.cache_size import state_bytes
 from gearshift.serve.vllm.geometry import CacheTypes, StateShape, cache_kind, demands, widest_window
-from gearshift.serve.vllm.layout import SlotLayout
+from gearshift.slot_layout import SlotLayout
 from gearshift.supernet import MixerState, SupernetConfig, SupernetForCausalLM
 from gearshift.supernet.cache import KeyValueState
 from gearshift.supernet.mixer_configs import AttentionConfig

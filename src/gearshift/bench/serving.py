@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from gearshift.bench.serving_shapes import SHAPES, Shape, floor_seconds
+from gearshift.bench.serving_shapes import COUNTS, ServedShape, floor_seconds
 from gearshift.errors import GearshiftError
 from gearshift.files import append_json_line, read_json_lines, write_json
 from gearshift.placement import Placement
@@ -57,7 +57,7 @@ class Case:
     batch: int
 
 
-def cases(shape: Shape, contexts: Sequence[int]) -> list[Case]:
+def cases(shape: ServedShape, contexts: Sequence[int]) -> list[Case]:
     """All presets with as many requests as fit, and all-FA at the batches of the stock model."""
     fixed = [Case("all-fa", shape.all_attention, context, batch) for context, batch in FIXED]
     fitting = [
@@ -149,7 +149,7 @@ class Engine:
             engine.step()
 
 
-def supernet_engine(shape: Shape, directory: Path, options: dict[str, Any]) -> Engine:
+def supernet_engine(shape: ServedShape, directory: Path, options: dict[str, Any]) -> Engine:
     """An engine of the supernet, with random weights."""
     from vllm import LLM
 
@@ -157,10 +157,10 @@ def supernet_engine(shape: Shape, directory: Path, options: dict[str, Any]) -> E
         **COMMON_OPTIONS,
         "additional_config": {"gearshift": {"pretend_prefilled": True}},
     }
-    return Engine(LLM(model=str(shape.write_supernet(directory)), **(own | options)), shape.vocabulary)
+    return Engine(LLM(model=str(shape.write_supernet(directory)), **(own | options)), shape.shape.vocabulary)
 
 
-def stock_engine(shape: Shape, directory: Path, options: dict[str, Any]) -> Engine:
+def stock_engine(shape: ServedShape, directory: Path, options: dict[str, Any]) -> Engine:
     """An engine of vLLM's own model of the same shape, with random weights."""
     from vllm import LLM
     from vllm.config import KVTransferConfig
@@ -171,7 +171,7 @@ def stock_engine(shape: Shape, directory: Path, options: dict[str, Any]) -> Engi
         kv_connector_extra_config={"fill_mean": 0.0, "fill_std": 0.1},
     )
     own: dict[str, Any] = {**COMMON_OPTIONS, "kv_transfer_config": filled}
-    return Engine(LLM(model=str(shape.write_teacher(directory)), **(own | options)), shape.vocabulary)
+    return Engine(LLM(model=str(shape.write_teacher(directory)), **(own | options)), shape.shape.vocabulary)
 
 
 def batch_that_fits(engine: Engine, case: Case, most: int) -> int:
@@ -183,8 +183,8 @@ def batch_that_fits(engine: Engine, case: Case, most: int) -> int:
         needed = -(-tokens // config.cache_config.block_size)
     else:
         from gearshift.serve.vllm.geometry import layer_kinds
-        from gearshift.serve.vllm.layout import Kind
         from gearshift.serve.vllm.model import slot_layout
+        from gearshift.slot_layout import Kind
 
         supernet = config.model_config.hf_config
         layout, kinds = slot_layout(config, supernet), layer_kinds(supernet)
@@ -195,7 +195,7 @@ def batch_that_fits(engine: Engine, case: Case, most: int) -> int:
 
 
 def measure(
-    engine: Engine, chosen: Sequence[Case], shape: Shape, out: Path, started: float, most: int
+    engine: Engine, chosen: Sequence[Case], shape: ServedShape, out: Path, started: float, most: int
 ) -> None:
     """Append a row for each case; a case that fails is said and left out."""
     for case in chosen:
@@ -215,7 +215,9 @@ def measure(
             "seconds_per_step": best,
             "each": times,
             "tokens_per_second": batch / best,
-            "floor_seconds": floor_seconds(shape, case.placement or shape.all_attention, case.context, batch),
+            "floor_seconds": floor_seconds(
+                shape.shape, case.placement or shape.all_attention, case.context, batch
+            ),
             "cache_blocks": engine.llm.llm_engine.vllm_config.cache_config.num_gpu_blocks,
             "startup_seconds": started,
             "provenance": provenance(),
@@ -266,7 +268,7 @@ def main() -> None:
     parser.add_argument("what", choices=("supernet", "stock", "report"))
     parser.add_argument("--work", type=Path, required=True, help="folder for configs and rows")
     parser.add_argument("--out", type=Path, help="JSON file of the report")
-    parser.add_argument("--shape", choices=SHAPES, default="apriel-15b")
+    parser.add_argument("--shape", choices=COUNTS, default="apriel-15b")
     parser.add_argument("--contexts", default="32768,16384", help="cached tokens, comma-separated")
     parser.add_argument("--most", type=int, default=512, help="requests at once")
     parser.add_argument("--options", default="{}", help="further options of vllm.LLM, as JSON")
@@ -281,7 +283,7 @@ def main() -> None:
         )
         return
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
-    shape, contexts = SHAPES[given.shape], [int(context) for context in given.contexts.split(",")]
+    shape, contexts = ServedShape.named(given.shape), [int(context) for context in given.contexts.split(",")]
     options = {"max_model_len": max(contexts) + 512, "max_num_seqs": given.most, **json.loads(given.options)}
     begun = time.perf_counter()
     if given.what == "supernet":

@@ -73,11 +73,11 @@ class Shape:
 
 SHAPES = {
     # Super Apriel's backbone (arXiv 2604.19877).
-    "15b": Shape(48, 5120, 14336, 32, 8, 128, 131072, 4096),
+    "apriel-15b": Shape(48, 5120, 14336, 32, 8, 128, 131072, 4096),
     # About the sizes of a small Llama: 0.3 billion parameters with all mixers, 0.2 in any placement.
     "200m": Shape(12, 1024, 2816, 16, 4, 64, 32000, 1024),
     # For a first look at a command, on a CPU.
-    "tiny": Shape(4, 64, 96, 4, 2, 16, 256, 32),
+    "tiny": Shape(4, 64, 96, 4, 2, 32, 256, 32),
 }
 
 

@@ -17,7 +17,7 @@ from gearshift._checks import check_keys, is_count
 from gearshift.errors import GearshiftError
 from gearshift.placement import Placement, PlacementSpace
 from gearshift.search.space import Array
-from gearshift.serve.vllm.layout import KINDS, Kind, KindLayout, SlotLayout
+from gearshift.slot_layout import KINDS, Kind, KindLayout, SlotLayout
 
 
 class CostError(GearshiftError, ValueError):

@@ -14,10 +14,10 @@ pytest.importorskip("vllm", reason="vllm is not installed; tests/serve/vllm/rig 
 
 from gearshift.bench.agreement import main as agreement
 from gearshift.bench.serving import batch_that_fits, cases, measure, report, supernet_engine
-from gearshift.bench.serving_shapes import SHAPES
+from gearshift.bench.serving_shapes import ServedShape
 from gearshift.files import read_json_lines
 
-TINY = SHAPES["tiny"]
+TINY = ServedShape.named("tiny")
 OPTIONS: dict[str, Any] = {
     "dtype": "float32",
     "max_model_len": 192,

@@ -22,9 +22,9 @@ from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
 from vllm.v1.request import Request
 
 from gearshift.serve.vllm.guards import expect_attributes, expect_signature
-from gearshift.serve.vllm.layout import Share, SlotLayout
 from gearshift.serve.vllm.managers import SlotFullManager, SlotStateManager, SlotWindowManager
 from gearshift.serve.vllm.specs import covering
+from gearshift.slot_layout import Share, SlotLayout
 
 SlotManager = SlotFullManager | SlotWindowManager | SlotStateManager
 Blocks = tuple[list[KVCacheBlock], ...]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gearshift.errors import GearshiftError
-from gearshift.serve.vllm.layout import PAGE_ALIGNMENT, Demand, Kind
+from gearshift.slot_layout import PAGE_ALIGNMENT, Demand, Kind
 from gearshift.supernet.config import SupernetConfig
 from gearshift.supernet.mixer_configs import (
     AttentionConfig,

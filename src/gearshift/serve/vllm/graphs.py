@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
-from gearshift.serve.vllm.layout import KINDS, Kind, SlotLayout
 from gearshift.serve.vllm.placements import PlacedLayers
 from gearshift.serve.vllm.step import PageTables, Seats
+from gearshift.slot_layout import KINDS, Kind, SlotLayout
 
 
 @dataclass(frozen=True)

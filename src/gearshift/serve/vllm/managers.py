@@ -1,6 +1,6 @@
 """The block managers of the three kinds of group.
 
-How many tokens a block covers depends on the request (see `gearshift.serve.vllm.layout`), which vLLM's
+How many tokens a block covers depends on the request (see `gearshift.slot_layout`), which vLLM's
 managers do not know. They read it from ``block_size`` at every call, so `at` sets that first.
 """
 

@@ -11,10 +11,10 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from gearshift.serve.vllm.attention import AttentionMixer
 from gearshift.serve.vllm.graphs import GraphPages, page_filler
-from gearshift.serve.vllm.layout import KINDS, Kind
 from gearshift.serve.vllm.model import ServedSupernet, StepPlan
 from gearshift.serve.vllm.placements import PlacedLayers
 from gearshift.serve.vllm.step import PageTables, Rows, Seats, request_of_tokens
+from gearshift.slot_layout import KINDS, Kind
 
 
 class StepMetadata:

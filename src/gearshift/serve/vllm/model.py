@@ -22,12 +22,12 @@ from gearshift.serve.vllm.attention import AttentionMixer
 from gearshift.serve.vllm.delta_mixers import DeltaMixer, GatedDeltaNetMixer, KimiDeltaAttentionMixer
 from gearshift.serve.vllm.feed_forward import feed_forward
 from gearshift.serve.vllm.geometry import check_servable, demands, widest_window
-from gearshift.serve.vllm.layout import SlotLayout
 from gearshift.serve.vllm.options import Options
 from gearshift.serve.vllm.plugin import cache_types
 from gearshift.serve.vllm.pool import SlotGroup
 from gearshift.serve.vllm.rotary import TableRotaryEmbedding
 from gearshift.serve.vllm.weights import load_weights
+from gearshift.slot_layout import SlotLayout
 from gearshift.supernet.config import SupernetConfig
 from gearshift.supernet.mixer_configs import AttentionConfig, GatedDeltaNetConfig
 

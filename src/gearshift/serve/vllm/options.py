@@ -20,7 +20,7 @@ class Options:
     """What can be set.
 
     Attributes:
-        slots: attention pages on a super-page of the cache (see `gearshift.serve.vllm.layout`); by default a
+        slots: attention pages on a super-page of the cache (see `gearshift.slot_layout`); by default a
             quarter of the layers, at most 12.
         max_placements_per_step: how many placements may share one step; 0 for as many as there are. With 1
             the placements take turns.

@@ -9,7 +9,7 @@ import numpy as np
 
 from gearshift.placement import Placement, PlacementError
 from gearshift.serve.vllm.geometry import layer_kinds
-from gearshift.serve.vllm.layout import KINDS, Kind, Share, SlotLayout
+from gearshift.slot_layout import KINDS, Kind, Share, SlotLayout
 from gearshift.supernet.config import SupernetConfig
 
 # The key in ``SamplingParams.extra_args``, and in the ``vllm_xargs`` of a request over HTTP.

@@ -25,8 +25,8 @@ from vllm.v1.attention.backend import (
 from vllm.v1.kv_cache_interface import KVCacheSpec
 
 from gearshift.serve.vllm.geometry import StateShape
-from gearshift.serve.vllm.layout import Kind, SlotLayout
 from gearshift.serve.vllm.specs import SlotStateSpec, slot_spec
+from gearshift.slot_layout import Kind, SlotLayout
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

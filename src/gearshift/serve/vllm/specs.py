@@ -16,7 +16,7 @@ from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec, MambaSpec, SlidingWindowSpec
 
 from gearshift.serve.vllm.guards import expect_fields
-from gearshift.serve.vllm.layout import Kind, SlotLayout
+from gearshift.slot_layout import Kind, SlotLayout
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

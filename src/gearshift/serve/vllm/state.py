@@ -17,13 +17,13 @@ from gearshift.errors import GearshiftError
 from gearshift.serve.vllm.attention import AttentionMixer
 from gearshift.serve.vllm.graphs import GraphPages
 from gearshift.serve.vllm.guards import expect_signature
-from gearshift.serve.vllm.layout import Kind
 from gearshift.serve.vllm.metadata import MixedStep, StepMetadata, pure_step
 from gearshift.serve.vllm.model import ServedSupernet, StepPlan
 from gearshift.serve.vllm.placements import PlacedLayers, PlacementTable
 from gearshift.serve.vllm.plugin import cache_types, graph_placements
 from gearshift.serve.vllm.pool import attention_pages, page_count, state_pages
 from gearshift.serve.vllm.step import PageTables
+from gearshift.slot_layout import Kind
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

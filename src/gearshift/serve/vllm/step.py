@@ -16,9 +16,9 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from gearshift.serve.vllm.guards import expect_fields
-from gearshift.serve.vllm.layout import KINDS, Kind, SlotLayout
 from gearshift.serve.vllm.placements import PlacedLayers
 from gearshift.serve.vllm.recurrent_ops import RecurrentMetadata
+from gearshift.slot_layout import KINDS, Kind, SlotLayout
 
 expect_fields(
     InputBatch,
@@ -163,7 +163,7 @@ class Seats:
 
     Attributes:
         group: index among the groups of the kind.
-        offset, stride, fold: see `gearshift.serve.vllm.layout.Seat`.
+        offset, stride, fold: see `gearshift.slot_layout.Seat`.
     """
 
     group: Tensor

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from gearshift.serve.vllm.layout import KINDS, Demand, Kind, SlotLayout, pieces
+from gearshift.slot_layout import KINDS, Demand, Kind, SlotLayout, pieces
 
 # The 15B shape: 48 layers, 8 key/value heads of 128 in bf16, states of 2 MiB and their convolutions' inputs.
 LAYERS, BLOCK, PAGE, STATE, WINDOW = 48, 128, 2 * 128 * 8 * 128 * 2, 2**21 + 3 * 12288 * 2, 4096
