@@ -28,6 +28,8 @@ KINDS: tuple[Kind, ...] = ("full", "window", "state")
 
 # Pages begin at multiples of this, so that kernels may load vectors of any element type.
 PAGE_ALIGNMENT = 16
+# How much a super-page may grow for one more state.
+_GROWTH = 1 / 16
 
 
 @dataclass(frozen=True)
@@ -200,12 +202,11 @@ def pieces(count: int, slots: int) -> tuple[int, ...]:
 def _states_on(attention: int, state: int) -> int:
     """States on a super-page: what fits beside so many bytes of attention pages, or one more.
 
-    One more makes the super-page larger than its attention pages need; the smaller waste is taken.
+    One more makes the super-page larger than its attention pages need; that must cost them little.
     """
     fitting = attention // state
-    if fitting and attention / (fitting * state) <= (fitting + 1) * state / attention:
-        return fitting
-    return fitting + 1
+    grows_little = (fitting + 1) * state <= attention * (1 + _GROWTH)
+    return fitting + 1 if grows_little or not fitting else fitting
 
 
 def _filled(count: int, slots: int) -> list[int]:

@@ -31,7 +31,7 @@ def test_a_row_is_written_in_place_of_the_last_one(tmp_path, monkeypatch, capsys
 
 
 def test_an_unknown_shape_is_refused():
-    with pytest.raises(ShapeError, match="no shape '15m'; choose one of 15b, 200m, tiny"):
+    with pytest.raises(ShapeError, match="no shape '15m'; choose one of apriel-15b, 200m, tiny"):
         measure_evaluation("15m")
 
 
