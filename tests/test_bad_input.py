@@ -225,7 +225,7 @@ def test_ctrl_c_in_the_middle_of_a_search(tmp_path: Path):
     _, stderr = process.communicate(timeout=100)
     assert process.returncode == 130, stderr
     assert stderr == (
-        "stopped: the files that were complete are in the output folder; run the same command again\n"
+        "stopped: what was evaluated and written is kept; run the same command again to go on from there\n"
     )
     for path in out.iterdir():  # whole files alone
         assert path.name in ("surrogate.json", "costs.json", "frontier.json", "frontier.html")

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from gearshift.bench.search_curves import Evaluations, curve_rows
+from gearshift.bench.search_curves import Evaluations, held_out_rows, search_rows
 from gearshift.bench.search_truth import Truth, make_truth
-from gearshift.files import write_json
+from gearshift.files import read_json, write_json
 from gearshift.placement import Placement, PlacementSpace
 from gearshift.provenance import provenance
 from gearshift.search.active import Plan, search_actively
@@ -173,23 +173,31 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which rows to make anew, comma-separated")
     parser.add_argument("--table", type=Path, default=Path("benchmarks/search_rows.jsonl"), help="rows")
-    parser.add_argument(
-        "--costs", type=Path, default=Path("benchmarks/search_costs.json"), help="cost models"
-    )
     parser.add_argument("--supernet", type=Path, help="to evaluate what the table lacks")
     parser.add_argument("--data", type=Path, help="the held-out text of the table")
     arguments = parser.parse_args()
     evaluations = Evaluations(arguments.table, arguments.supernet, arguments.data)
-    curves = curve_rows(evaluations, arguments.costs)
-    rows: list[Row] = []
-    for part in (time_rows(), synthetic_rows(12), synthetic_rows(LAYERS), curves):
-        for measured in part:
-            rows.append(measured)
+    content = read_json(arguments.out) if arguments.out.exists() else {"provenance": {}, "rows": []}
+    for part in arguments.parts.split(","):
+        content["rows"] = [made for made in content["rows"] if made["part"] != part]
+        content["provenance"][part] = provenance()
+        for measured in PARTS[part](evaluations):
+            content["rows"].append({"part": part, **measured})
             shown = ("metric", "value", "bar", "passes")
             print({key: measured[key] for key in shown if key in measured}, flush=True)
-            write_json(arguments.out, {"provenance": provenance(), "rows": rows})
+            write_json(arguments.out, content)
 
+
+# What a part's rows are made by; each part keeps the provenance of its own run.
+PARTS: dict[str, Callable[[Evaluations], Iterator[Row]]] = {
+    "times": lambda evaluations: time_rows(),
+    "synthetic-12": lambda evaluations: synthetic_rows(12),
+    "synthetic-48": lambda evaluations: synthetic_rows(LAYERS),
+    "held-out": held_out_rows,
+    "searches": search_rows,
+}
 
 if __name__ == "__main__":
     main()

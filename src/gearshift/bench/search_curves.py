@@ -13,7 +13,6 @@ from gearshift.errors import GearshiftError
 from gearshift.files import append_json_line, read_json_lines
 from gearshift.placement import Placement, PlacementSpace
 from gearshift.search.active import Plan, frontier_area, search_actively
-from gearshift.search.cost import load_costs
 from gearshift.search.optimize import pareto_placements
 from gearshift.search.report import Scores
 from gearshift.search.space import AdditiveScore, Array, mixer_indices
@@ -36,9 +35,15 @@ ORDERS: dict[str, tuple[int | None, int | None]] = {
     "order 3": (3, 3),
     "chosen by evidence": (None, None),
 }
-SEARCHED, SEARCHES, GREEDY = 200, 2, 200
-CONTEXT = 2048
-AT = (25, 50, 75, 100, 150, 200, 300, 400, 500)
+SEARCHED, SEARCHES, GREEDY = 112, 2, 150
+AT = (25, 50, 75, 100, 112, 150, 200, 300, 400, 499)
+# Seconds that a layer adds to a decode step of 8 sequences of 2,048 tokens, measured by `gearshift demo`.
+LAYER_SECONDS = {
+    "full_attention": 0.004134579697482816,
+    "sliding_attention": 0.0,
+    "gated_delta_net": 0.0003976043410965067,
+    "kimi_delta_attention": 0.0005213222436228474,
+}
 
 
 class MissingRowsError(GearshiftError):
@@ -98,14 +103,12 @@ class Evaluations:
             self.rows[placement] = kept
 
 
-def curve_rows(evaluations: Evaluations, costs: Path) -> Iterator[Row]:
-    """Held-out scores by number of evaluations, then the area under the frontier that each search found."""
+def held_out_rows(evaluations: Evaluations) -> Iterator[Row]:
+    """Scores on placements that a surrogate has not seen, by number of evaluations."""
     for target in TARGETS:
         yield per_layer_row(evaluations, target)
         for name, order in ORDERS.items():
             yield held_out_row(evaluations, target, name, *order)
-    models = {context: model for (context, _), model in load_costs(costs).items()}
-    yield from search_rows(evaluations, models[CONTEXT].layer_costs(evaluations.space))
 
 
 def held_out_row(
@@ -180,9 +183,11 @@ def per_layer_row(evaluations: Evaluations, target: str) -> Row:
     }
 
 
-def search_rows(evaluations: Evaluations, layer_costs: Array) -> Iterator[Row]:
+def search_rows(evaluations: Evaluations) -> Iterator[Row]:
     """The area under the frontier found by each search, and how many evaluations active search saves."""
     space = evaluations.space
+    seconds = [LAYER_SECONDS[mixer] for mixer in space.mixers]
+    layer_costs = np.tile(seconds, (space.num_layers, 1))
     measure = _Area(evaluations, layer_costs)
     uniform = [space.mostly(mixer) for mixer in space.mixers]
     shuffled = [
@@ -193,18 +198,18 @@ def search_rows(evaluations: Evaluations, layer_costs: Array) -> Iterator[Row]:
     ]
     random_areas = np.mean([measure.curve(order) for order in shuffled], axis=0)
     yield _area_row("random, mean of 5 orders", random_areas)
-    yield _area_row("greedy", measure.curve(greedy_order(evaluations, layer_costs, GREEDY)))
-    changes = per_layer_score(evaluations, "-kl")
-    frontier = [point.placement for point in pareto_placements(changes, layer_costs)]
-    ordered = list(dict.fromkeys([*uniform, *single_changes(space), *frontier]))
-    evaluations(ordered)
-    yield _area_row("per-layer scores, then their frontier", measure.curve(ordered))
     for seed in range(SEARCHES):
         plan = Plan(evaluations=SEARCHED, patience=SEARCHED, seed=seed)
         searched = search_actively(space, layer_costs, evaluations, plan, progress=False)
         found = measure.curve([Placement.parse(str(row["placement"])) for row in searched.rows])
         yield _area_row(f"active, seed {seed}", found)
         yield ratio_row(found, random_areas, seed)
+    yield _area_row("greedy", measure.curve(greedy_order(evaluations, layer_costs, GREEDY)))
+    changes = per_layer_score(evaluations, "-kl")
+    frontier = [point.placement for point in pareto_placements(changes, layer_costs)]
+    ordered = list(dict.fromkeys([*uniform, *single_changes(space), *frontier]))
+    evaluations(ordered)
+    yield _area_row("per-layer scores, then their frontier", measure.curve(ordered))
 
 
 def ratio_row(active: Array, at_random: Array, seed: int) -> Row:

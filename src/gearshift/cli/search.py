@@ -33,7 +33,7 @@ from gearshift.files import read_json_lines
 from gearshift.placement import Placement, PlacementSpace
 
 if TYPE_CHECKING:
-    from gearshift.find_presets import Found
+    from gearshift.find_presets import Found, Wishes
 
 KEPT = "what was evaluated and written is kept; run the same command again to go on from there"
 
@@ -80,28 +80,11 @@ def run(
     measurements = _read(cost, "gearshift bench")
     if data is None:
         rows = _read(table, "gearshift evaluate")
-        space = _space(supernet, rows, measurements)
     else:
-        if supernet is None:
-            raise NoSupernetError("--data asks for evaluations; say of which supernet with --supernet")
-        space = _space(supernet, (), ())
-        from gearshift.search.active import Plan
-        from gearshift.search_supernet import HeldOutText, search_supernet
-
-        held_out = HeldOutText(data, recall, tokens, sequence_length, device=device)
-        plan = Plan(target, evaluations, batch, tolerance, 2, seed, order, interaction_range)
-        searched = search_supernet(
-            supernet,
-            table,
-            held_out,
-            measurements,
-            plan,
-            out,
-            context_length=context,
-            constraints=wishes.constraints,
-        )
-        typer.echo(f"{len(searched.rows)} placements evaluated: {searched.why_ended}")
-        rows = searched.rows
+        held_out = (data, recall, tokens, sequence_length, device)
+        plan = (target, evaluations, batch, tolerance, seed, order, interaction_range)
+        rows = _search_actively(supernet, table, measurements, out, context, wishes, held_out, plan)
+    space = _space(supernet, rows, measurements)
 
     from gearshift.find_presets import find_presets, write_found
 
@@ -118,6 +101,47 @@ def run(
     _print(found)
     write_found(found, out, supernet)
     typer.echo(f"written to {out}" + (f"; presets to {supernet / 'presets.json'}" if supernet else ""))
+
+
+def _search_actively(
+    supernet: Path | None,
+    table: Path,
+    measurements: Sequence[Mapping[str, Any]],
+    out: Path,
+    context: int | None,
+    wishes: Wishes,
+    held_out: tuple[Path, Path | None, int, int, str],
+    plan: tuple[str, int, int, float, int, int | None, int | None],
+) -> Sequence[Mapping[str, Any]]:
+    """The rows of an active search; settings come as the options give them."""
+    if supernet is None:
+        raise NoSupernetError("--data asks for evaluations; say of which supernet with --supernet")
+    _space(supernet, (), ())
+    from gearshift.search.active import Plan
+    from gearshift.search_supernet import HeldOutText, search_supernet
+
+    data, recall, tokens, sequence_length, device = held_out
+    target, evaluations, batch, tolerance, seed, order, interaction_range = plan
+    searched = search_supernet(
+        supernet,
+        table,
+        HeldOutText(data, recall, tokens, sequence_length, device=device),
+        measurements,
+        Plan(
+            target,
+            evaluations,
+            batch,
+            tolerance,
+            seed=seed,
+            order=order,
+            interaction_range=interaction_range,
+        ),
+        out,
+        context_length=context,
+        constraints=wishes.constraints,
+    )
+    typer.echo(f"{len(searched.rows)} placements evaluated: {searched.why_ended}")
+    return searched.rows
 
 
 def _read(path: Path, writer: str) -> list[dict[str, Any]]:
