@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from vllm.config.compilation import CompilationMode, CUDAGraphMode
 
 from gearshift.errors import GearshiftError
 from gearshift.placement import Placement
@@ -74,6 +73,8 @@ def _choose_block_size(vllm_config: VllmConfig, config: SupernetConfig) -> None:
 
 def _choose_graphs(vllm_config: VllmConfig) -> None:
     """Full graphs of decode steps; no compilation, which gains nothing beside them and takes a minute."""
+    from vllm.config.compilation import CompilationMode, CUDAGraphMode
+
     compilation, parallel = vllm_config.compilation_config, vllm_config.parallel_config
     if vllm_config.device_config.device_type != "cuda":
         return
