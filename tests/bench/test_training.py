@@ -53,7 +53,8 @@ def test_memory_of_the_losses_does_not_grow_with_the_vocabulary():
     small, large = vocabulary_memory(workload, 1024, 65536)
     # The logits of all tokens would be 2 GB with the large vocabulary, of either model.
     assert 0 < large < 0.05 * 2048 * 4 * 65536 * 4
-    assert large < 1.5 * small
+    # Resident memory of a process: allocators and threads differ by tens of megabytes.
+    assert large < small + 0.03 * 2048 * 4 * 65536 * 4
 
 
 def test_quality_figures_compare_runs_of_equal_length(teacher_directory, tmp_path, monkeypatch):

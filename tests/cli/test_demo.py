@@ -28,7 +28,9 @@ def small_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The demo with a few seconds of everything, for a teacher of three layers and 128 positions."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        "steps: 4\nalign_steps: 2\nbatch_size: 2\nsequence_length: 32\nsave_every: 2\ndevice: cpu\n"
+        "save_every: 2\ndevice: cpu\nstages:\n"
+        "  - {stage: align, steps: 2, batch_size: 2, sequence_length: 32, packing: stream}\n"
+        "  - {stage: distill, steps: 2, batch_size: 2, sequence_length: 32, packing: stream}\n"
     )
     small = {
         "RECIPE": recipe,

@@ -181,9 +181,10 @@ def test_active_search_evaluates_what_it_proposes_and_goes_on_after_a_stop(
     assert len({row["placement"] for row in rows}) == len(rows) == 20
     settings, *rounds = read_json_lines(tmp_path / "out" / "rounds.jsonl")
     assert settings["evaluations"] == 20
-    assert [text for made in rounds for texts in made["proposed"].values() for text in texts] == [
+    # Within a round they are evaluated in the order that shares most of their layers.
+    assert sorted(text for made in rounds for texts in made["proposed"].values() for text in texts) == sorted(
         row["placement"] for row in rows
-    ]
+    )
     assert list(read_presets(supernet))[0] == "teacher"
 
     def nothing(*args: object, **kwargs: object) -> None:

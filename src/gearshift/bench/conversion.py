@@ -20,7 +20,6 @@ import argparse
 import itertools
 import multiprocessing
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -34,6 +33,7 @@ from typing import Any
 
 from gearshift.errors import GearshiftError
 from gearshift.files import refuse_existing, write_json
+from gearshift.memory import peak_resident_memory
 from gearshift.placement import Placement
 from gearshift.presets import Preset, write_presets
 from gearshift.provenance import provenance
@@ -198,16 +198,9 @@ def run_command(*arguments: str | Path, out: Path | None = None) -> Turn:
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise ConversionBenchError(f"'gearshift {' '.join(command[3:])}' failed; see above")
-    if usage.ru_maxrss * 1024 <= own_peak():
+    if usage.ru_maxrss * 1024 <= peak_resident_memory():
         raise ConversionBenchError("this process held more memory than its child; measure from a fresh one")
     return _ended(began, out, usage.ru_maxrss * 1024)
-
-
-def own_peak() -> int:
-    """Bytes of resident memory of this process at most, without what its own parent held."""
-    status = Path("/proc/self/status").read_text()
-    (kilobytes,) = re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
-    return int(kilobytes) * 1024
 
 
 def copy_weights(source: Path, out: Path, nbytes: int) -> Turn:

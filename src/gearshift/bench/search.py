@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from gearshift.bench.search_curves import Evaluations, held_out_rows, search_rows
 from gearshift.bench.search_truth import Truth, make_truth
 from gearshift.files import read_json, write_json
+from gearshift.memory import peak_resident_memory
 from gearshift.placement import Placement, PlacementSpace
 from gearshift.provenance import provenance
 from gearshift.search.active import Plan, search_actively
@@ -62,7 +62,7 @@ def time_rows() -> Iterator[Row]:
     seconds, points = timed(lambda: pareto_placements(truth.score, costs))
     shape = {"layers": LAYERS, "mixers": 4, "range": 3, "cost_levels": COST_LEVELS}
     yield row("frontier_seconds", seconds, 10.0, points=len(points), **shape)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_resident_memory()
     yield row("frontier_peak_bytes", peak, 2e9, note="of the whole process, with Python and its libraries")
     budgets = np.linspace(points[0].cost, points[-1].cost, PROVEN + 2)[1:-1]
     seconds, proofs = timed(lambda: [best_by_program(truth.score, costs, budget) for budget in budgets])

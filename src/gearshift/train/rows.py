@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gearshift.memory import peak_resident_memory
 from gearshift.placement import Placement, short_name
 from gearshift.train.distributed import Group
 from gearshift.train.flops import Flops, Sizes
@@ -66,8 +65,7 @@ def peak_memory(device: torch.device) -> int:
     """Most bytes that this process has held: of the GPU's memory, or of main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_resident_memory()
 
 
 def note(row: Row) -> str:
