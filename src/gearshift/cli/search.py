@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gearshift.cli.options import DeviceOption
+from gearshift.cli.options import DeviceOption, read_rows
 from gearshift.cli.search_options import (
     AtLeastOption,
     AtMostOption,
@@ -29,17 +29,12 @@ from gearshift.cli.search_options import (
     read_wishes,
 )
 from gearshift.errors import GearshiftError
-from gearshift.files import read_json_lines
 from gearshift.placement import Placement, PlacementSpace
 
 if TYPE_CHECKING:
     from gearshift.find_presets import Found, Wishes
 
 KEPT = "what was evaluated and written is kept; run the same command again to go on from there"
-
-
-class NoRowsError(GearshiftError):
-    """A file of rows is missing or empty."""
 
 
 class NoSupernetError(GearshiftError):
@@ -77,9 +72,9 @@ def run(
     added to the table, round after round, until the frontier stands still or the evaluations are spent.
     """
     wishes = read_wishes(at_least, at_most, fix, floor)
-    measurements = _read(cost, "gearshift bench")
+    measurements = read_rows(cost, "gearshift bench")
     if data is None:
-        rows = _read(table, "gearshift evaluate")
+        rows = read_rows(table, "gearshift evaluate")
     else:
         held_out = (data, recall, tokens, sequence_length, device)
         plan = (target, evaluations, batch, tolerance, seed, order, interaction_range)
@@ -142,13 +137,6 @@ def _search_actively(
     )
     typer.echo(f"{len(searched.rows)} placements evaluated: {searched.why_ended}")
     return searched.rows
-
-
-def _read(path: Path, writer: str) -> list[dict[str, Any]]:
-    rows = read_json_lines(path) if path.exists() else []
-    if not rows:
-        raise NoRowsError(f"{path} is missing or holds no rows; write some with {writer}")
-    return rows
 
 
 def _space(
