@@ -260,6 +260,37 @@ def report(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
+def cost_rows(shape: ServedShape, measurements: Sequence[Row]) -> list[Row]:
+    """The supernet's measurements as ``gearshift cost fit`` reads them."""
+    from gearshift.bench.engine import describe_slots
+    from gearshift.serve.vllm.geometry import CacheTypes, default_block_tokens
+    from gearshift.serve.vllm.options import Options
+
+    config, types = shape.shape.config(), CacheTypes(torch.bfloat16, torch.float32, torch.bfloat16)
+    slots = Options().slots_for(shape.shape.layers)
+    tokens = default_block_tokens(config, types, 1, slots)
+    engine = describe_slots(
+        config, types, torch.bfloat16, block_tokens=tokens, slots=slots, in_flight=2
+    ).to_json()
+    return [
+        {
+            "placement": row["placement"],
+            "context_length": row["context_length"],
+            "batch_size": row["batch_size"],
+            "seconds_per_step": row["seconds_per_step"],
+            "seconds_least": min(row["each"]),
+            "seconds_most": max(row["each"]),
+            "prefill_seconds": None,
+            "memory_bytes": None,
+            "engine": engine,
+            "hardware": row["provenance"]["hardware"],
+            "provenance": row["provenance"],
+        }
+        for row in measurements
+        if row["placement"] is not None
+    ]
+
+
 def main() -> None:
     """Measure one engine, or put the measurements together."""
     parser = argparse.ArgumentParser(
@@ -268,6 +299,7 @@ def main() -> None:
     parser.add_argument("what", choices=("supernet", "stock", "report"))
     parser.add_argument("--work", type=Path, required=True, help="folder for configs and rows")
     parser.add_argument("--out", type=Path, help="JSON file of the report")
+    parser.add_argument("--cost", type=Path, help="JSON lines of the report for 'gearshift cost fit'")
     parser.add_argument("--shape", choices=COUNTS, default="apriel-15b")
     parser.add_argument("--contexts", default="32768,16384", help="cached tokens, comma-separated")
     parser.add_argument("--most", type=int, default=512, help="requests at once")
@@ -276,6 +308,9 @@ def main() -> None:
     rows = given.work / "rows.jsonl"
     if given.what == "report":
         found = read_json_lines(rows)
+        if given.cost is not None:
+            lines = cost_rows(ServedShape.named(given.shape), found)
+            given.cost.write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
         # Where it was measured, not where it was put together.
         write_json(
             given.out,

@@ -13,9 +13,17 @@ import pytest
 pytest.importorskip("vllm", reason="vllm is not installed; tests/serve/vllm/rig says how")
 
 from gearshift.bench.agreement import main as agreement
-from gearshift.bench.serving import batch_that_fits, cases, measure, report, supernet_engine
+from gearshift.bench.serving import (
+    batch_that_fits,
+    cases,
+    cost_rows,
+    measure,
+    report,
+    supernet_engine,
+)
 from gearshift.bench.serving_shapes import ServedShape
 from gearshift.files import read_json_lines
+from gearshift.search.cost_rows import read_cost_rows
 
 TINY = ServedShape.named("tiny")
 OPTIONS: dict[str, Any] = {
@@ -47,6 +55,8 @@ def test_requests_decode_at_their_context_without_prompts(tmp_path: Path) -> Non
     pool = core.scheduler.kv_cache_manager.block_pool
     assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
     stock = [{**row, "placement": None, "tokens_per_second": 1.0} for row in rows[:1]]
+    read = read_cost_rows(cost_rows(TINY, [*rows, *stock]))
+    assert [step.batch_size for step in read.steps] == [4, 4]
     assert {row["metric"] for row in report([*rows, *stock])} == {"speedup_0k_half", "speedup_0k_fast"}
 
 
