@@ -51,10 +51,11 @@ def test_speed_figures_have_value_baseline_ratio_and_bar(tmp_path, monkeypatch):
 def test_memory_of_the_losses_does_not_grow_with_the_vocabulary():
     workload = replace(TINY, tokens=2048, scale=Scale(head_logits=2**20))
     small, large = vocabulary_memory(workload, 1024, 65536)
-    # The logits of all tokens would be 2 GB with the large vocabulary, of either model.
-    assert 0 < large < 0.05 * 2048 * 4 * 65536 * 4
-    # Resident memory of a process: allocators and threads differ by tens of megabytes.
-    assert large < small + 0.03 * 2048 * 4 * 65536 * 4
+    # The logits of all tokens would be 2 GB with the large vocabulary, of either model. What is measured is
+    # the memory of a process, in which allocators and threads make tens of megabytes of difference.
+    logits = 2048 * 4 * 65536 * 4
+    assert 0 < large < 0.1 * logits
+    assert large - small < 0.05 * logits
 
 
 def test_quality_figures_compare_runs_of_equal_length(teacher_directory, tmp_path, monkeypatch):
