@@ -198,6 +198,7 @@ def measure(
     engine: Engine, chosen: Sequence[Case], shape: ServedShape, out: Path, started: float, most: int
 ) -> None:
     """Append a row for each case; a case that fails is said and left out."""
+    description = shape.engine()
     for case in chosen:
         batch = case.batch or batch_that_fits(engine, case, most)
         try:
@@ -216,7 +217,7 @@ def measure(
             "each": times,
             "tokens_per_second": batch / best,
             "floor_seconds": floor_seconds(
-                shape.shape, case.placement or shape.all_attention, case.context, batch
+                shape.shape, description, case.placement or shape.all_attention, case.context, batch
             ),
             "cache_blocks": engine.llm.llm_engine.vllm_config.cache_config.num_gpu_blocks,
             "startup_seconds": started,
@@ -262,16 +263,7 @@ def report(rows: Sequence[Row]) -> list[Row]:
 
 def cost_rows(shape: ServedShape, measurements: Sequence[Row]) -> list[Row]:
     """The supernet's measurements as ``gearshift cost fit`` reads them."""
-    from gearshift.bench.engine import describe_slots
-    from gearshift.serve.vllm.geometry import CacheTypes, default_block_tokens
-    from gearshift.serve.vllm.options import Options
-
-    config, types = shape.shape.config(), CacheTypes(torch.bfloat16, torch.float32, torch.bfloat16)
-    slots = Options().slots_for(shape.shape.layers)
-    tokens = default_block_tokens(config, types, 1, slots)
-    engine = describe_slots(
-        config, types, torch.bfloat16, block_tokens=tokens, slots=slots, in_flight=2
-    ).to_json()
+    engine = shape.engine().to_json()
     return [
         {
             "placement": row["placement"],

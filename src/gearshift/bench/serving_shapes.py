@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from gearshift.bench.engine import describe_slots
 from gearshift.bench.shapes import Shape, named_shape
 from gearshift.files import write_json
 from gearshift.placement import (
@@ -16,11 +19,13 @@ from gearshift.placement import (
     Placement,
 )
 from gearshift.presets import Preset, write_presets
+from gearshift.search.cost_engine import Engine
+from gearshift.serve.vllm.geometry import CacheTypes, default_block_tokens
+from gearshift.serve.vllm.options import Options
 
 # Of an H200: copies, counting bytes read and written, and matrix products in bfloat16.
 COPY_BYTES_PER_SECOND, OPERATIONS_PER_SECOND = 4.28e12, 8e14
-WEIGHT_BYTES, STATE_BYTES = 2, 4
-TAPS = 4
+WEIGHT_BYTES = 2
 # Presets by shape and name, as layers of (FA, SWA, KDA, GDN).
 COUNTS: dict[str, Mapping[str, tuple[int, int, int, int]]] = {
     # Published with their speeds (arXiv 2604.19877).
@@ -65,6 +70,13 @@ class ServedShape:
         """Full attention in every layer."""
         return Placement.uniform(FULL_ATTENTION, self.shape.layers)
 
+    def engine(self) -> Engine:
+        """The vLLM plugin with its defaults on one GPU: what weights and caches take."""
+        config, types = self.shape.config(), CacheTypes(torch.bfloat16, torch.float32, torch.bfloat16)
+        slots = Options().slots_for(self.shape.layers)
+        tokens = default_block_tokens(config, types, 1, slots)
+        return describe_slots(config, types, torch.bfloat16, block_tokens=tokens, slots=slots, in_flight=2)
+
     def write_supernet(self, work: Path) -> Path:
         """A supernet directory without weights; returns it."""
         out = work / "supernet"
@@ -95,34 +107,15 @@ class ServedShape:
         return out
 
 
-def mixer_weights(shape: Shape, mixer: str) -> int:
-    """Numbers in the matrices of one mixer."""
-    size, key_size = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    if mixer == GATED_DELTA_NET:
-        return shape.hidden * (2 * key_size + 3 * size + 2 * shape.heads)
-    if mixer == KIMI_DELTA_ATTENTION:
-        low_rank = 2 * shape.head_dim * (shape.hidden + size)
-        return shape.hidden * (4 * size + shape.heads) + low_rank
-    return shape.hidden * (2 * size + 2 * key_size)
-
-
-def cache_traffic(shape: Shape, mixer: str, context: int) -> int:
-    """Bytes of cache that a layer moves for a token: keys and values read, a state read and written."""
-    size, key_size = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    if mixer in (FULL_ATTENTION, SLIDING_ATTENTION):
-        tokens = context if mixer == FULL_ATTENTION else min(context, shape.window)
-        return 2 * tokens * key_size * WEIGHT_BYTES
-    channels = 2 * key_size + size if mixer == GATED_DELTA_NET else 3 * size
-    return 2 * (size * shape.head_dim * STATE_BYTES + channels * (TAPS - 1) * WEIGHT_BYTES)
-
-
-def floor_seconds(shape: Shape, placement: Placement, context: int, batch: int) -> float:
+def floor_seconds(shape: Shape, engine: Engine, placement: Placement, context: int, batch: int) -> float:
     """The least seconds of one decode step of an H200: bytes moved, or operations done.
 
-    Weights are read once: embeddings count as one row a request, the head and FFNs whole.
+    Weights are read once, of the embeddings a row for each request; keys and values are read, states read and
+    written.
     """
-    shared = shape.layers * 3 * shape.hidden * shape.ffn + shape.vocabulary * shape.hidden
-    weights = shared + sum(mixer_weights(shape, mixer) for mixer in placement)
-    cache = sum(cache_traffic(shape, mixer, context) for mixer in placement)
-    moved = weights * WEIGHT_BYTES + batch * cache
-    return max(moved / COPY_BYTES_PER_SECOND, 2 * weights * batch / OPERATIONS_PER_SECOND)
+    embeddings = shape.vocabulary * shape.hidden * WEIGHT_BYTES
+    used = [layer[mixer] for layer, mixer in zip(engine.layers, placement, strict=True)]
+    weights = engine.shared_weight_bytes - embeddings + sum(memory.weight_bytes for memory in used)
+    cache = sum(memory.sequence_bytes(context) * (2 if memory.kind == "state" else 1) for memory in used)
+    operations = 2 * batch * weights / WEIGHT_BYTES
+    return max((weights + batch * cache) / COPY_BYTES_PER_SECOND, operations / OPERATIONS_PER_SECOND)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class Documents(Protocol):
         ...
 
 
-class LocalDocuments:
+class LocalDocuments(ABC):
     """Documents that can be read in any order.
 
     Attributes:
@@ -72,17 +73,17 @@ class LocalDocuments:
     name: str
     digest: str
 
+    @abstractmethod
     def __len__(self) -> int:
         """The number of documents."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, index: int) -> Row:
         """One of them.
 
         Raises:
             DataError: it is damaged, or its file has changed since it was opened.
         """
-        raise NotImplementedError
 
     def lane(self, lane: int, lanes: int, seed: Sequence[int]) -> DocumentLane:
         """See :class:`Documents`; every epoch has an order of its own."""
